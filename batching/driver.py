@@ -1,0 +1,131 @@
+"""One iteration after another, on any clock and any executor: the batching thread on the server, a plain loop in virtual time.
+
+Everything that reaches the scheduler passes through here and can be logged: requests, cancels, switches, the times of
+planning, results. Feeding that log back (`replay.py`) gives the same plans, since the scheduler depends on nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from batching.policies import mode_of
+from batching.policy import PlanError, Policy
+from batching.request import Refused, Request, RequestError
+from batching.scheduler import Scheduler
+from batching.stats import Stats
+from batching.step import Executor, Step, StepResult
+
+Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
+
+
+class Driver:
+    """Turns the crank of one scheduler, with an executor to compute. Not thread-safe: one thread drives."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        on_answer: Callable[[Request], None],
+        log: Log | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.stats = Stats(clock())
+        self._clock = clock
+        self._on_answer = on_answer
+        self._log = log
+        self._under_way = 0
+        self.last_failure: str | None = None  # what the last deposed policy did
+        self._write("start", **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
+
+    # What comes in, at the driver's own time.
+
+    def submit(self, req: Request) -> None:
+        """Queue `req`; one that is refused is answered with its `Refused`."""
+        now = self._clock()
+        self._write("submit", now=now, **describe_request(req))
+        self.stats.on_submit(now)
+        try:
+            self.scheduler.submit(req, now)
+        except Refused as refused:
+            req.error = refused
+            self.stats.on_answer(req)
+            self._on_answer(req)
+
+    def cancel(self, request_id: str, error: RequestError) -> None:
+        now = self._clock()
+        self._write("cancel", now=now, id=request_id, code=error.code)
+        self.scheduler.cancel(request_id, now, error)
+        self._hand_out()
+
+    def switch(self, policy: Policy) -> None:
+        self._write("switch", **describe_policy(policy))
+        self.scheduler.switch(policy)
+
+    def drain(self, error: RequestError) -> None:
+        now = self._clock()
+        self._write("drain", now=now, code=error.code)
+        self.scheduler.drain(now, error)
+        self._hand_out()
+
+    # The crank.
+
+    def iterate(self, executor: Executor) -> float | None:
+        """One iteration. Returns when the next one is due: a time, now if at once, None if only when something comes in."""
+        step = self.plan()
+        if step:
+            executor.submit(step)
+            self._under_way += 1
+        if self._under_way and (step is None or self._under_way == executor.depth):
+            self.complete(executor.collect())
+            self._under_way -= 1
+            return self._clock()
+        return self._clock() if step else self.scheduler.wake_at
+
+    def plan(self) -> Step | None:
+        """The next step; a policy that breaks a rule is deposed, and there is none."""
+        now = self._clock()
+        self._write("plan", now=now)
+        try:
+            step = self.scheduler.next_step(now)
+        except PlanError as error:
+            self.last_failure = self.scheduler.depose(error, now).message
+            self.scheduler.wake_at = now
+            step = None
+        self._hand_out()
+        if step:
+            self.stats.on_step(step, self.scheduler.limits.num_blocks - self.scheduler.blocks.num_free)
+        return step
+
+    def complete(self, result: StepResult) -> None:
+        stopped = [req.id for req in self.scheduler.complete(result)]
+        error = None if result.error is None else str(result.error)
+        times = {"started": result.started, "ended": result.ended}
+        self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
+        self.stats.on_result(result)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        for req in self.scheduler.take_answered():
+            self.stats.on_answer(req)
+            self._on_answer(req)
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        if self._log:
+            self._log({"kind": kind, **fields})
+
+
+def describe_policy(policy: Policy) -> dict[str, Any]:
+    return {"mode": mode_of(policy), "params": asdict(policy.params)}
+
+
+def describe_request(req: Request) -> dict[str, Any]:
+    """A request as it came in, in JSON's terms, without its stop condition, which is code."""
+    return {
+        "id": req.id,
+        "tokens": req.tokens,
+        "max_tokens": req.max_tokens,
+        "priority": req.priority.value,
+        "arrival": req.arrival,
+        "deadline": req.deadline,
+        "sampling": asdict(req.sampling),
+    }

@@ -1,0 +1,234 @@
+"""The one background thread: it loads the model, then turns the driver's crank. HTTP threads put requests into its inbox and
+wait on their own `threading.Event`; the thread sleeps on a condition, never in a polling loop.
+
+The only module of this room that knows threads and the clock.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple
+
+from batching.driver import Driver, Log, describe_policy
+from batching.policy import Limits, Policy
+from batching.request import Refused, Request, RequestError
+from batching.scheduler import Scheduler
+from batching.step import Executor
+
+log = logging.getLogger("batchlab")
+
+
+class Health(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Unavailable(RequestError):
+    """The server cannot take requests now: it is loading, draining, or has failed."""
+
+
+class Ticket:
+    """A request on its way, and the Event its HTTP thread waits on. `request` is final once `event` is set."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.event = threading.Event()
+
+
+class Engine(NamedTuple):
+    """What loading gives: who computes, what fits, and what /stats says about both."""
+
+    executor: Executor
+    limits: Limits
+    about: dict[str, Any]
+
+
+class BatchingLoop:
+    def __init__(
+        self,
+        policy: Policy,
+        load: Callable[[], Engine],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[Engine], None] = lambda engine: None,
+        on_failed: Callable[[BaseException], None] = lambda error: None,
+        input_log: Log | None = None,
+    ) -> None:
+        self.clock = clock
+        self.health = Health.LOADING
+        self.reason = "the model is loading"
+        self.engine: Engine | None = None
+        self._policy = policy
+        self._load = load
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._input_log = input_log
+        self._driver: Driver | None = None
+        self._condition = threading.Condition()
+        self._inbox: list[Callable[[Driver], None]] = []
+        self._submitted = 0  # requests among the inbox's entries
+        self._tickets: dict[str, Ticket] = {}
+        self._switches: list[tuple[Policy, threading.Event]] = []  # the batching thread's own
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="batching", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # Called from HTTP threads.
+
+    def submit(self, request: Request) -> Ticket:
+        """Hand a request over. Raises Unavailable, or Refused if it can never run or the queue is full."""
+        ticket = Ticket(request)
+        with self._condition:
+            driver = self._available()
+            try:
+                driver.scheduler.refuse(request, ahead=self._submitted)
+            except Refused as refused:
+                driver.stats.on_error(refused.code)
+                raise
+            self._tickets[request.id] = ticket
+            self._submitted += 1
+            self._post(lambda driver: driver.submit(request))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The client hung up: its seat and blocks are freed at the next iteration."""
+        error = RequestError("cancelled", "the client closed the connection")
+        with self._condition:
+            self._post(lambda driver: driver.cancel(ticket.request.id, error))
+
+    def switch(self, policy: Policy) -> threading.Event:
+        """Let `policy` take over when nothing is resident; the event is set then. Raises Unavailable."""
+        done = threading.Event()
+
+        def apply(driver: Driver) -> None:
+            driver.switch(policy)
+            self._switches.append((policy, done))
+
+        with self._condition:
+            self._available()
+            self._post(apply)
+        return done
+
+    def reset_stats(self) -> None:
+        with self._condition:
+            driver = self._available()
+        driver.stats.reset(self.clock(), live=driver.scheduler.num_live > 0)
+
+    def drain(self, reason: str) -> None:
+        """Take nothing new, answer what is queued with 503, let what runs finish, then end the thread."""
+        with self._condition:
+            if self._stopping:
+                return
+            self._stopping = True
+            self.health, self.reason = Health.DRAINING, reason
+            self._post(lambda driver: driver.drain(Unavailable("draining", reason)))
+
+    def abort(self, reason: str) -> None:
+        """End whatever is still live, with 503: the time to drain is over."""
+        with self._condition:
+            for ticket in self._tickets.values():
+                self._post(partial(Driver.cancel, request_id=ticket.request.id, error=Unavailable("draining", reason)))
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread to end; whether it has."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def mode(self) -> dict[str, Any]:
+        """The mode in force and its parameters."""
+        return describe_policy(self._driver.scheduler.policy if self._driver else self._policy)
+
+    def stats(self) -> dict[str, Any]:
+        """The driver's summary, and the queue as it stands. Raises Unavailable."""
+        with self._condition:
+            driver = self._available(draining=True)
+        scheduler, blocks = driver.scheduler, driver.scheduler.blocks
+        return driver.stats.summary(self.clock(), live=scheduler.num_live > 0) | {
+            "queue_depth": scheduler.num_waiting + self._submitted,
+            "running": scheduler.num_resident,
+            "kv_use": 1 - blocks.num_free / blocks.num_blocks,
+            "kv_blocks": blocks.num_blocks,
+            "last_policy_failure": driver.last_failure,
+        }
+
+    def _available(self, draining: bool = False) -> Driver:
+        if self._driver is None or not (self.health is Health.READY or (draining and self.health is Health.DRAINING)):
+            raise Unavailable(self.health.value, self.reason)
+        return self._driver
+
+    def _post(self, entry: Callable[[Driver], None]) -> None:
+        self._inbox.append(entry)
+        self._condition.notify()
+
+    # The batching thread.
+
+    def _run(self) -> None:
+        try:
+            self.engine = self._load()
+            scheduler = Scheduler(self._policy, self.engine.limits)
+            self._driver = Driver(scheduler, self.clock, self._answer, self._input_log)
+        except BaseException as error:
+            self._fail(f"the model could not be loaded: {error}")
+            self._on_failed(error)
+            return
+        with self._condition:
+            if not self._stopping:
+                self.health, self.reason = Health.READY, "ready"
+        self._on_ready(self.engine)
+        try:
+            self._turn(self._driver, self.engine.executor)
+        except BaseException as error:
+            traceback.print_exc()
+            self._fail(f"the batching thread ended: {type(error).__name__}: {error}")
+            self._on_failed(error)
+
+    def _turn(self, driver: Driver, executor: Executor) -> None:
+        due: float | None = None
+        while not (self._stopping and not self._inbox and not self._tickets):
+            with self._condition:
+                if not self._inbox:
+                    wait = None if due is None else due - self.clock()
+                    if wait is None or wait > 0:
+                        self._condition.wait(wait)
+                inbox, self._inbox, self._submitted = self._inbox, [], 0
+            for entry in inbox:
+                entry(driver)
+            failure = driver.last_failure
+            due = driver.iterate(executor)
+            if driver.last_failure is not failure:
+                log.error("%s; going on with %s", driver.last_failure, describe_policy(driver.scheduler.policy)["mode"])
+            self._announce(driver)
+
+    def _announce(self, driver: Driver) -> None:
+        """Set the events of the switches that have taken place."""
+        pending = driver.scheduler.switching
+        for policy, event in self._switches:
+            if policy not in pending:
+                event.set()
+        self._switches = [(policy, event) for policy, event in self._switches if policy in pending]
+
+    def _answer(self, request: Request) -> None:
+        with self._condition:
+            ticket = self._tickets.pop(request.id)
+        ticket.event.set()
+
+    def _fail(self, reason: str) -> None:
+        """Nobody computes any more: say so, and answer everyone."""
+        with self._condition:
+            self.health, self.reason = Health.FAILED, reason
+            tickets, self._tickets = list(self._tickets.values()), {}
+            switches, self._switches = self._switches, []
+        for ticket in tickets:
+            ticket.request.error = RequestError("engine_failed", reason)
+            ticket.event.set()
+        for _, event in switches:
+            event.set()

@@ -1,0 +1,14 @@
+"""No batching: first come, first served, one request at a time. The baseline: the device idles between small steps, and
+latency grows with the queue."""
+
+from batching.policy import Planner, Policy, View
+
+
+class NoBatch(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+        plan.release(*view.done)
+        req = next(iter(view.resident or view.waiting), None)
+        if req:
+            plan.run(req, req.remaining)
+        return plan

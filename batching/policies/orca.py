@@ -1,0 +1,30 @@
+"""Iteration-level scheduling with reservation: Orca (Yu et al., OSDI'22, Algorithm 1).
+
+Requests join and leave at every iteration, in arrival order, whole prompts, no preemption. A request joins only if the KV
+slots of its longest possible output can be reserved, so it is reservation, not memory in use, that blocks the queue.
+Selective batching (section 4.2) is the executor's: everything but attention runs on the flattened batch. Left out: pipelining
+over several workers (section 4.1).
+"""
+
+from batching.policy import Limits, Planner, Policy, View, too_large
+from batching.request import Request
+
+
+class Orca(Policy):
+    def refuses(self, req: Request, limits: Limits) -> str | None:
+        return too_large(_max_tokens(req), limits)
+
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+        plan.release(*view.done)
+        for req in view.resident:
+            plan.run(req, req.remaining)
+        for req in view.waiting:
+            if not plan.run(req, req.remaining, reserve=_max_tokens(req)):
+                break  # head of line: nobody overtakes
+        return plan
+
+
+def _max_tokens(req: Request) -> int:
+    """Algorithm 1's `req.max_tokens`: prompt and longest output."""
+    return req.prompt_len + req.max_tokens

@@ -1,0 +1,69 @@
+"""Static batching: request-level, with a maximum size and a time-out (the baseline of the Orca paper, OSDI'22, figure 3; what
+Triton Inference Server and TF Serving call dynamic batching).
+
+Collects requests, then runs them as one rectangle: every prompt padded to the longest, every row kept until the longest
+output is finished. Nobody joins and nobody is answered before. The padding is really computed, so its cost can be measured.
+"""
+
+from dataclasses import dataclass
+
+from batching.blocks import blocks_for
+from batching.policy import Planner, Policy, View
+from batching.request import Request
+
+
+@dataclass(frozen=True)
+class StaticParams:
+    batch_timeout_ms: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.batch_timeout_ms <= 60_000:
+            raise ValueError(f"batch_timeout_ms: must lie between 0 and 60000, not {self.batch_timeout_ms:g}")
+
+
+class Static(Policy):
+    Params = StaticParams
+    columns = 0  # the rectangle's width so far: longest prompt + tokens generated
+
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+        if view.resident:  # the batch goes on until its last row has finished
+            self.columns += 1
+            for req in view.resident:
+                plan.run(req, req.remaining, span=self.columns)
+            for req in view.done:
+                plan.keep(req, span=self.columns)
+            return plan
+
+        plan.release(*view.done)
+        batch = _rectangle(view, plan.free_blocks)
+        if not batch:
+            return plan
+        start = batch[0].arrival + self.params.batch_timeout_ms / 1000
+        full = len(batch) == view.limits.max_batch_size or len(batch) < len(view.waiting)
+        if now < start and not full:
+            plan.wait_until(start)
+            return plan
+        self.columns = max(req.remaining for req in batch)
+        width = self.columns + max(_to_generate(req) for req in batch) - 1
+        for req in batch:
+            plan.run(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
+        return plan
+
+
+def _rectangle(view: View, free_blocks: int) -> list[Request]:
+    """The longest head of the queue whose padded prompts, padded outputs and seats the engine can hold."""
+    limits, prompt, output = view.limits, 0, 0
+    batch: list[Request] = []
+    for req in view.waiting:
+        prompt, output, rows = max(prompt, req.remaining), max(output, _to_generate(req)), len(batch) + 1
+        blocks = rows * blocks_for(prompt + output - 1, limits.block_size)
+        too_wide = prompt + output > limits.max_context or rows * prompt > limits.max_prefill_tokens
+        if rows > limits.max_batch_size or too_wide or blocks > free_blocks:
+            break
+        batch.append(req)
+    return batch
+
+
+def _to_generate(req: Request) -> int:
+    return req.max_tokens - req.num_generated

@@ -1,0 +1,221 @@
+"""What a policy is, and the transaction in which it makes one plan.
+
+A policy sees a `View`, fills a `Planner` and returns it. The planner grants or refuses, so that a plan can never
+overcommit blocks, seats or tokens; what it cannot express breaks a rule and raises `PlanError`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+from batching.blocks import blocks_for
+from batching.request import Request, State
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can hold. Policies that chunk prompts are bound by `token_budget` a step, those that run whole
+    prompts by `max_prefill_tokens` (padding included)."""
+
+    max_batch_size: int = 64  # sequence slots
+    token_budget: int = 512
+    max_prefill_tokens: int = 8192
+    max_context: int = 1024
+    block_size: int = 16
+    num_blocks: int = 1024
+    max_queue: int = 1024
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
+        for limit in fields(self):
+            if getattr(self, limit.name) < 1:
+                raise ValueError(f"{limit.name}: must be at least 1, not {getattr(self, limit.name)}")
+        if self.token_budget < self.max_batch_size:
+            raise ValueError(f"token_budget: must be at least max_batch_size ({self.max_batch_size}), not {self.token_budget}")
+        least = max(self.max_context, self.max_batch_size)
+        if self.max_prefill_tokens < least:
+            raise ValueError(f"max_prefill_tokens: must be at least {least}, not {self.max_prefill_tokens}")
+
+
+class View(NamedTuple):
+    """What a policy may look at. `resident` and `done` in order of admission, `waiting` in order of arrival (preempted
+    requests in front)."""
+
+    waiting: Sequence[Request]
+    resident: Sequence[Request]  # hold a slot and still generate
+    done: Sequence[Request]  # hold a slot, have finished, not yet released
+    limits: Limits
+    free_blocks: int
+    free_seats: int
+
+
+class PlanError(Exception):
+    """A policy raised or broke a rule; the message names both."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`count` tokens of `req` in this step, followed by `pad` columns of padding; attention over at least `span` columns."""
+
+    req: Request
+    count: int
+    pad: int = 0
+    span: int = 0
+
+
+class Plan(NamedTuple):
+    work: tuple[Work, ...]
+    blocks: dict[Request, int]  # KV blocks to allocate first
+    release: tuple[Request, ...]
+    preempt: tuple[Request, ...]
+    wake_at: float | None
+
+
+class Planner:
+    """One transaction over blocks, seats and the token budget; the scheduler commits all of it or nothing."""
+
+    def __init__(self, view: View, budget: int | None = None) -> None:
+        """`budget` in tokens, padding included; by default the view's `token_budget`."""
+        self.budget = view.limits.token_budget if budget is None else budget
+        self.free_blocks = view.free_blocks
+        self.free_seats = view.free_seats
+        self._block_size = view.limits.block_size
+        self._work: dict[Request, Work] = {}
+        self._blocks: dict[Request, int] = {}
+        self._release: list[Request] = []
+        self._preempt: list[Request] = []
+        self._wake_at: float | None = None
+
+    def run(self, req: Request, want: int | None = None, *, pad: int = 0, span: int = 0, reserve: int = 0) -> int:
+        """Compute the next tokens of `req`, admitting it if it waits. Returns the tokens granted, 0 if refused.
+
+        Without `want` as many as the budget leaves, with it exactly so many. `reserve`: KV columns to hold for it from
+        now on, however many it uses (Orca, static).
+        """
+        self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
+        self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
+        self._rule(want is None or 1 <= want <= req.remaining, "no more than what remains to be computed", req)
+        self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
+        count = min(req.remaining, self.budget) if want is None else want
+        admits = req.state is State.WAITING
+        if count < 1 or count + pad > self.budget or (admits and (not self.free_seats or req.in_flight)):
+            return 0  # a preempted request with a step under way waits for its token
+        columns = max(req.num_computed + count + pad, span, reserve)
+        blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks))
+        if blocks > self.free_blocks:
+            return 0
+        self.budget -= count + pad
+        self.free_blocks -= blocks
+        self.free_seats -= admits
+        self._work[req] = Work(req, count, pad, span)
+        self._blocks[req] = blocks
+        return count
+
+    def keep(self, req: Request, *, span: int = 0) -> bool:
+        """A finished row keeps its seat: it computes one column of padding. False if the budget is spent."""
+        self._rule(req.state is State.DONE, "only finished requests are kept", req)
+        self._rule(req not in self._work and req not in self._release, "one decision a request", req)
+        self._rule(max(span, req.num_computed + 1) <= len(req.blocks) * self._block_size, "padding needs a block", req)
+        if not self.budget:
+            return False
+        self.budget -= 1
+        self._work[req] = Work(req, 0, 1, span)
+        return True
+
+    def preempt(self, req: Request) -> None:
+        """Take back what this plan granted to `req` and, if it was running, its seat and blocks: it will recompute."""
+        self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests are preempted", req)
+        self._rule(req not in self._preempt, "one decision a request", req)
+        work = self._work.pop(req, None)
+        self._rule(work is not None or req.state is State.RESIDENT, "only admitted requests are preempted", req)
+        self.budget += work.count + work.pad if work else 0
+        self.free_blocks += self._blocks.pop(req, 0) + len(req.blocks)
+        self.free_seats += 1
+        if req.state is State.RESIDENT:
+            self._preempt.append(req)
+
+    def release(self, *reqs: Request) -> None:
+        """Answer finished requests and give their seats and blocks back."""
+        for req in reqs:
+            self._rule(req.state is State.DONE, "only finished requests are released", req)
+            self._rule(req not in self._work and req not in self._release, "one decision a request", req)
+            self._release.append(req)
+            if may_free(req):
+                self.free_blocks += len(req.blocks)
+                self.free_seats += 1
+
+    def wait_until(self, time: float) -> None:
+        """Ask again at `time` (seconds, as `now`) even if nothing comes in; a time-out without polling."""
+        self._wake_at = time if self._wake_at is None else min(time, self._wake_at)
+
+    @property
+    def preempted(self) -> Sequence[Request]:
+        return self._preempt
+
+    def plan(self) -> Plan:
+        work = tuple(self._work.values())
+        return Plan(work, self._blocks, tuple(self._release), tuple(self._preempt), self._wake_at)
+
+    def _rule(self, kept: bool, rule: str, req: Request) -> None:
+        if not kept:
+            raise PlanError(rule, f"request {req.id} ({req.state.value}, {req.remaining} tokens to compute)")
+
+
+def may_free(req: Request) -> bool:
+    """Whether an ended request's blocks may go to the next plan.
+
+    A finish by length is known when its step is planned, so its blocks follow in plan order. An end learned later (a stop
+    token, a cancel, a failure) waits until no step under way holds the request.
+    """
+    return req.in_flight == 0 or req.finish_reason == "length"
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """The parameters of a policy that has none."""
+
+
+class Policy:
+    """A scheme: which requests get how many tokens in the next step. One instance serves one scheduler."""
+
+    Params: ClassVar[type] = NoParams  # a frozen dataclass that checks itself (ValueError naming the field)
+
+    def __init__(self, params: Any = None) -> None:
+        self.params = self.Params() if params is None else params
+
+    def refuses(self, req: Request, limits: Limits) -> str | None:
+        """Why `req` could never run even in an empty engine, or None. Asked at submission."""
+        return too_large(req.kv_peak, limits)
+
+    def schedule(self, view: View, now: float) -> Planner:
+        raise NotImplementedError
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> "Policy":
+        """Build the policy from `k=v` strings or JSON values. Raises ValueError naming the parameter."""
+        known = {f.name: f for f in fields(cls.Params)}
+        for name in arguments:
+            if name not in known:
+                raise ValueError(f"{name}: no such parameter; there are: {', '.join(known) or 'none'}")
+        values = {name: _number(name, value) for name, value in arguments.items()}
+        return cls(cls.Params(**values))
+
+
+def too_large(columns: int, limits: Limits) -> str | None:
+    if blocks_for(columns, limits.block_size) <= limits.num_blocks:
+        return None
+    capacity = limits.num_blocks * limits.block_size
+    return f"needs {columns} columns of KV memory, the engine has {capacity}"
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name}: must be a number, not {value!r}")
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name}: must be a number, not {value!r}") from None

@@ -1,0 +1,105 @@
+"""A request and its books. The scheduler alone writes the books; policies and executors only read them.
+
+One measure of work: a request has `num_tokens` (prompt + generated) and `num_computed` (in the KV cache). Prefill, chunked
+prefill, decode and recompute after preemption are all "compute the next n of the difference".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Priority(str, Enum):
+    IMMEDIATE = "immediate"
+    DEFERRED = "deferred"
+
+
+class State(Enum):
+    """Finished, answered and released are three events: a static batch holds its finished rows, answers and seats."""
+
+    WAITING = "waiting"
+    RESIDENT = "resident"  # holds a sequence slot
+    DONE = "done"  # its last token is computed, or planned where only the length ends it; still holds its slot
+    ANSWERED = "answered"  # its outcome is final and has been handed out
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is drawn; keyed by (seed, token index), so that batching never changes a text."""
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    seed: int = 0
+
+
+class RequestError(Exception):
+    """Why a request was not served. `code` is the short machine-readable reason, `param` the field at fault."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class Refused(RequestError):
+    """The request was not taken in: it can never fit, or the queue is full."""
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One prompt to be continued by exactly `max_tokens` tokens, unless `stop` says earlier that it is enough.
+
+    Times are seconds on the driver's clock; `deadline` is a point on it, not a span.
+    """
+
+    id: str
+    tokens: list[int]  # prompt + generated, as far as the host knows them
+    max_tokens: int
+    priority: Priority = Priority.IMMEDIATE
+    arrival: float = 0.0
+    deadline: float | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
+
+    # The books.
+    prompt_len: int = field(init=False)
+    num_computed: int = field(init=False, default=0)  # advanced at submission; trusted once in_flight == 0
+    num_pending: int = field(init=False, default=0)  # tokens being sampled by steps under way
+    in_flight: int = field(init=False, default=0)  # steps under way that contain this request
+    blocks: list[int] = field(init=False, default_factory=list)  # its KV block table
+    state: State = field(init=False, default=State.WAITING)
+    finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"
+    error: RequestError | None = field(init=False, default=None)
+    token_times: list[float] = field(init=False, default_factory=list)  # when each generated token was known
+    answered_at: float | None = field(init=False, default=None)
+    preemptions: int = field(init=False, default=0)
+    lost: int = field(init=False, default=0)  # columns computed before a preemption: below it, work is done again
+
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens, those being sampled in steps under way included."""
+        return len(self.tokens) + self.num_pending
+
+    @property
+    def num_generated(self) -> int:
+        return self.num_tokens - self.prompt_len
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute until the next one can be sampled: 1 is a decode, more is a prefill (or what is left of it)."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def kv_peak(self) -> int:
+        """The most KV columns it can come to hold: its last generated token is never fed back."""
+        return self.prompt_len + self.max_tokens - 1
+
+    @property
+    def output(self) -> list[int]:
+        """The generated tokens."""
+        return self.tokens[self.prompt_len :]

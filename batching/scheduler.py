@@ -1,0 +1,288 @@
+"""The books: who waits, who holds a seat and which KV blocks, what is under way. Plans come from the policy; they are
+committed here, and so are results, cancels and failures. Deterministic: `now` is always an argument.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+
+from batching.blocks import BlockPool
+from batching.policies import mode_of
+from batching.policies.dynamic import Dynamic
+from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free
+from batching.request import Refused, Request, RequestError, State
+from batching.step import Row, Step, StepResult
+
+MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
+
+
+class Scheduler:
+    def __init__(self, policy: Policy, limits: Limits) -> None:
+        self.policy = policy
+        self.limits = limits
+        self.blocks = BlockPool(limits.num_blocks, limits.block_size)
+        self.wake_at: float | None = None  # when to plan again though nothing comes in, after next_step gave None
+        self._last_resort = Dynamic()
+        self._last_good: Policy = self._last_resort  # goes on where the policy breaks a rule
+        self._switches: list[Policy] = []
+        self._requests: dict[str, Request] = {}  # all that are not answered, by id
+        self._waiting: deque[Request] = deque()
+        self._resident: list[Request] = []  # RESIDENT or DONE: hold a seat
+        self._lingering: list[Request] = []  # ended while a step held them: keep seat and blocks until it is complete
+        self._released: list[Request] = []  # by a plan; answered once their last token is known
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
+        self._under_way: dict[int, Step] = {}
+        self._answered: list[Request] = []
+        self._next_id = 0
+        self._empty_plans = 0
+
+    # What comes in.
+
+    def refuse(self, req: Request, ahead: int = 0) -> None:
+        """Raise Refused if `req` cannot be taken in now, `ahead` more requests being on their way to the queue."""
+        if len(self._waiting) + ahead >= self.limits.max_queue:
+            raise Refused("queue_full", f"the queue is full: max_queue is {self.limits.max_queue}")
+        if len(req.tokens) + req.max_tokens > self.limits.max_context:
+            raise Refused(
+                "context_length_exceeded",
+                f"the prompt has {len(req.tokens)} tokens and num_tokens asks for {req.max_tokens} more: together they may "
+                f"be at most {self.limits.max_context} (the model's context)",
+                "num_tokens",
+            )
+        if reason := self.policy.refuses(req, self.limits):
+            raise Refused("too_large", f"mode {mode_of(self.policy)} can never run this request: it {reason}", "num_tokens")
+
+    def submit(self, req: Request, now: float) -> None:
+        """Queue a new request. Raises Refused."""
+        if not req.tokens or req.max_tokens < 1:
+            raise Refused("invalid_request", "a request needs at least one prompt token and one token to generate")
+        if req.id in self._requests:
+            raise Refused("duplicate_id", f"request {req.id} is already under way")
+        self.refuse(req)
+        self._requests[req.id] = req
+        self._waiting.append(req)
+        if req.deadline is not None:
+            heappush(self._deadlines, (req.deadline, id(req), req))
+        self._empty_plans = 0
+
+    def cancel(self, request_id: str, now: float, error: RequestError) -> None:
+        """End a request with `error`, whatever its state; unknown or answered ones are let be."""
+        req = self._requests.get(request_id)
+        if req:
+            self._fail(req, error, now)
+
+    def switch(self, policy: Policy) -> None:
+        """Let `policy` take over when nothing is resident; until then what waits keeps waiting."""
+        self._switches.append(policy)
+
+    def drain(self, now: float, error: RequestError) -> None:
+        """End what waits and has never run; what has begun goes on."""
+        for req in [req for req in self._waiting if not req.preemptions]:
+            self._fail(req, error, now)
+
+    # One iteration.
+
+    def next_step(self, now: float) -> Step | None:
+        """Ask the policy for a plan and commit it. None if there is nothing to compute: see `wake_at`.
+
+        Raises PlanError if the policy raises, breaks a rule or plans nothing while work waits; nothing is committed then.
+        """
+        self._expire(now)
+        self._take_over(now)
+        view = self._view()
+        self.wake_at = None
+        if not (view.waiting or self._resident):
+            return None
+        try:
+            plan = self.policy.schedule(view, now).plan()
+        except PlanError:
+            raise
+        except Exception as error:
+            raise PlanError("raised", f"{type(error).__name__}: {error}") from error
+        self._progress(plan, now)
+        return self._commit(plan, now)
+
+    def complete(self, result: StepResult) -> list[Request]:
+        """Enter a step's tokens, or its failure, which ends that step's requests only. Returns those that met their stop."""
+        step = self._under_way.pop(result.step_id)
+        stopped = []
+        for row in step.rows:
+            req = row.req
+            req.in_flight -= 1
+            req.num_pending -= row.samples
+            if result.error is not None:
+                self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
+            elif self._wants_token(row) and self._append(req, result.tokens[req.id], result.ended):
+                stopped.append(req)
+        self._settle(result.ended)
+        return stopped
+
+    def depose(self, error: PlanError, now: float) -> RequestError:
+        """The policy broke a rule: its resident requests fail, the last good policy goes on. Returns what they are told."""
+        told = RequestError("policy_failed", f"policy {mode_of(self.policy)} failed: {error}")
+        hopeless = self._waiting if self.policy is self._last_resort else ()
+        for req in [*self._resident, *hopeless]:
+            self._fail(req, told, now)
+        self.policy = self._last_resort if self.policy is self._last_good else self._last_good
+        self._last_good = self.policy
+        self._empty_plans = 0
+        return told
+
+    # What is to be known.
+
+    def take_answered(self) -> list[Request]:
+        """The requests answered since the last call, each once."""
+        answered, self._answered = self._answered, []
+        return answered
+
+    @property
+    def switching(self) -> Iterable[Policy]:
+        """Policies that have not yet taken over."""
+        return self._switches
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_resident(self) -> int:
+        return len(self._resident)
+
+    @property
+    def num_live(self) -> int:
+        return len(self._requests)
+
+    # Helpers.
+
+    def _view(self) -> View:
+        resident = [req for req in self._resident if req.state is State.RESIDENT]
+        done = [req for req in self._resident if req.state is State.DONE]
+        seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
+        waiting: Sequence[Request] = () if self._switches else self._waiting
+        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats)
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].state is State.ANSWERED):
+            req = heappop(self._deadlines)[2]
+            self._fail(req, RequestError("deadline_exceeded", "the request's deadline has passed", "deadline_s"), now)
+
+    def _take_over(self, now: float) -> None:
+        while self._switches and not self._resident:
+            self._last_good = self.policy
+            self.policy = self._switches.pop(0)
+            self._empty_plans = 0
+            for req in list(self._waiting):
+                if reason := self.policy.refuses(req, self.limits):
+                    message = f"mode {mode_of(self.policy)} took over and can never run this request: it {reason}"
+                    self._fail(req, Refused("too_large", message, "num_tokens"), now)
+
+    def _progress(self, plan: Plan, now: float) -> None:
+        """Raise PlanError for a plan after which nothing would ever happen."""
+        if plan.work or plan.release or plan.preempt or self._under_way:
+            self._empty_plans = 0
+            return
+        self._empty_plans += 1
+        if plan.wake_at is None or plan.wake_at <= now or self._empty_plans > MAX_EMPTY_PLANS:
+            waiting, resident = len(self._waiting), len(self._resident)
+            raise PlanError("work waits, so something must be planned", f"{waiting} waiting, {resident} resident")
+
+    def _commit(self, plan: Plan, now: float) -> Step | None:
+        for req in plan.preempt:
+            self._preempt(req)
+        for req in plan.release:
+            self._resident.remove(req)
+            self._released.append(req)
+            self._vacate(req)
+        self._settle(now)
+        rows = tuple(self._row(work, plan.blocks.get(work.req, 0)) for work in plan.work)
+        if not rows:
+            deadlines = [self._deadlines[0][0]] if self._deadlines else []
+            wake_at = [plan.wake_at] if plan.wake_at is not None else []
+            self.wake_at = now if plan.release or plan.preempt else min(deadlines + wake_at, default=None)
+            return None
+        self._next_id += 1
+        released, preempted = tuple(r.id for r in plan.release), tuple(r.id for r in plan.preempt)
+        step = self._under_way[self._next_id] = Step(self._next_id, rows, now, released, preempted)
+        return step
+
+    def _row(self, work: Work, blocks: int) -> Row:
+        """Enter one work item: seat and blocks are taken and its tokens count as computed from now on."""
+        req = work.req
+        if req.state is State.WAITING:
+            self._waiting.remove(req)
+            self._resident.append(req)
+            req.state = State.RESIDENT
+        req.blocks += self.blocks.allocate(blocks)
+        start = req.num_computed
+        req.num_computed += work.count
+        samples = work.count > 0 and req.remaining == 0
+        req.num_pending += samples
+        req.in_flight += 1
+        if samples and req.num_generated == req.max_tokens:
+            req.state, req.finish_reason = State.DONE, "length"
+        return Row(req, start, work.count, work.pad, work.span, samples)
+
+    def _wants_token(self, row: Row) -> bool:
+        """Not a row that only prefilled, nor one of a request that has ended since its step was planned."""
+        return row.samples and row.req.state is not State.ANSWERED and row.req.finish_reason != "stop"
+
+    def _append(self, req: Request, token: int, now: float) -> bool:
+        """Enter one generated token; whether the request's stop condition is met by it."""
+        req.tokens.append(token)
+        req.token_times.append(now)
+        if req.stop is None or not req.stop(req):
+            return False
+        req.finish_reason = "stop"
+        if req.state is State.WAITING:  # preempted while this step was under way
+            self._waiting.remove(req)
+            self._answer(req, now)
+        elif req.state is State.RESIDENT:
+            req.state = State.DONE
+        return True
+
+    def _preempt(self, req: Request) -> None:
+        self._resident.remove(req)
+        self._waiting.appendleft(req)
+        self._free(req)
+        req.lost = max(req.lost, req.num_computed)
+        req.num_computed = 0
+        req.preemptions += 1
+        req.state = State.WAITING
+
+    def _fail(self, req: Request, error: RequestError, now: float) -> None:
+        if req.state is State.ANSWERED:
+            return
+        if req.state is State.WAITING:
+            self._waiting.remove(req)
+        elif req not in self._released:
+            self._resident.remove(req)
+            req.finish_reason = None
+            self._vacate(req)
+        req.error = error
+        self._answer(req, now)
+
+    def _answer(self, req: Request, now: float) -> None:
+        del self._requests[req.id]
+        if req in self._released:
+            self._released.remove(req)
+        req.state = State.ANSWERED
+        req.answered_at = now
+        self._answered.append(req)
+
+    def _vacate(self, req: Request) -> None:
+        """Give up blocks and seat, now or once no step under way holds the request."""
+        if may_free(req):
+            self._free(req)
+        else:
+            self._lingering.append(req)
+
+    def _settle(self, now: float) -> None:
+        for req in [req for req in self._released if req.finish_reason == "stop" or not req.num_pending]:
+            self._answer(req, now)
+        for req in [req for req in self._lingering if not req.in_flight]:
+            self._lingering.remove(req)
+            self._free(req)
+
+    def _free(self, req: Request) -> None:
+        self.blocks.free(req.blocks)
+        req.blocks = []

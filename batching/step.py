@@ -1,0 +1,75 @@
+"""What passes between the scheduler and an executor: a step to compute, and its result.
+
+An executor runs the steps in the order of their submission, each seeing the KV writes of the ones before. That order is
+what allows the next plan to hand out the blocks of a request whose last token is still under way.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batching.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request's share of a step, as committed: KV columns [start, start + count) are computed and written.
+
+    `pad` columns of padding follow them (a static batch's rectangle); count 0 with pad 1 is a finished row that keeps its
+    seat. Attention reads at least `span` columns, those beyond the row's own context masked.
+    """
+
+    req: Request
+    start: int
+    count: int
+    pad: int
+    span: int
+    samples: bool  # the chunk reaches num_tokens, so the next token is drawn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration of the engine. `released` and `preempted` (request ids) are there for whoever watches."""
+
+    id: int
+    rows: tuple[Row, ...]
+    planned_at: float
+    released: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, padding left out."""
+        return sum(row.count for row in self.rows)
+
+    @property
+    def num_padding(self) -> int:
+        return sum(row.pad for row in self.rows)
+
+    def plan(self) -> tuple:
+        """What was decided, in plain values that can be compared and written down."""
+        rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
+        return rows, self.released, self.preempted
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`tokens`: the token drawn for each row that samples, by request id. Times in seconds on the driver's clock."""
+
+    step_id: int
+    started: float
+    ended: float
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+class Executor(Protocol):
+    """Computes steps. Up to `depth` of them may be under way: 1 on a CPU, 2 where a device overlaps with the host."""
+
+    depth: int
+
+    def submit(self, step: Step) -> None: ...
+
+    def collect(self) -> StepResult:
+        """The result of the oldest step under way, waiting for it. Failures come as `StepResult.error`."""
+        ...
