@@ -4,18 +4,23 @@ Vocabularies are loaded once, at start, from files on this machine; nothing here
 """
 
 import base64
+import codecs
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
 
+from batching.request import Request
+
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before it merges bytes (Radford et al. 2019, section 2.2).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's cache is keyed by these
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,62 @@ class Tokenizer:
         return self.encoding.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; special tokens written in it are read as plain text. Raises UnicodeError for lone surrogates."""
+        """Token ids of `text`; special tokens written in it are read as plain text."""
         return self.encoding.encode_ordinary(text)
 
-    def decode(self, tokens: list[int]) -> str:
-        """Text of `tokens`; bytes that do not make up a character become U+FFFD."""
-        return self.encoding.decode(tokens, errors="replace")
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`. A character whose last bytes are still to come is left out; impossible bytes become U+FFFD."""
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(self.encoding.decode_bytes(tokens))
+
+
+class StopStrings:
+    """A request's stop condition: its generated text contains one of `stops`, which may begin and end inside tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = [stop.encode() for stop in stops]
+        self._window = max(len(stop) for stop in self._stops)  # tokens: each is at least one byte
+
+    def __call__(self, req: Request) -> bool:
+        """Whether the last generated token completes a stop string; looks no further back than it could begin."""
+        generated = len(req.tokens) - req.prompt_len
+        tail = self._tokenizer.encoding.decode_bytes(req.tokens[-min(generated, self._window) :])
+        return any(stop in tail for stop in self._stops)
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string."""
+        places = [text.find(stop.decode()) for stop in self._stops]
+        return text[: min((place for place in places if place >= 0), default=len(text))]
 
 
 def load_demo_tokenizer(folder: Path) -> Tokenizer:
     """The byte-level BPE vocabulary that ships with the demo model (`vocab.tiktoken`)."""
     lines = (folder / "vocab.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-    return _encoding("demo", ranks)
+    return _tokenizer("demo", ranks)
 
 
-def _encoding(name: str, ranks: dict[bytes, int]) -> Tokenizer:
+def load_gpt2_tokenizer(folder: Path | None = None) -> Tokenizer | None:
+    """GPT-2's vocabulary from `folder` (Hugging Face's vocab.json) or from tiktoken's cache; None where neither has it."""
+    if folder and (folder / "vocab.json").is_file():
+        return _from_vocab_json(folder / "vocab.json")
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    cache = cache or os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    names = [hashlib.sha1((GPT2_FILES + name).encode()).hexdigest() for name in ("vocab.bpe", "encoder.json")]
+    if not all(os.path.isfile(os.path.join(cache, name)) for name in names):
+        return None
+    return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
+
+
+def _from_vocab_json(path: Path) -> Tokenizer:
+    """In GPT-2's file the ids are the ranks of the merges, so that vocab.json alone says all that tiktoken asks for."""
+    byte_of = byte_of_printable()
+    ids: dict[str, int] = json.loads(path.read_text("utf-8"))
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in ids.items() if token != END_OF_TEXT}
+    return _tokenizer("gpt2", ranks)
+
+
+def _tokenizer(name: str, ranks: dict[bytes, int]) -> Tokenizer:
     special = {END_OF_TEXT: len(ranks)}
     return Tokenizer(name, tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special))
 

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from model.tokenizer import GPT2_PATTERN, byte_of_printable, load_demo_tokenizer  # noqa: E402
+from model.tokenizer import GPT2_PATTERN, byte_of_printable, load_demo_tokenizer
 
 HELD_OUT = 0.05
 

@@ -1,0 +1,111 @@
+"""Weights: GPT-2 checkpoints in Hugging Face's safetensors layout (a folder, or the hub and its cache), or seeded random ones.
+
+Every fault of a checkpoint is one `CheckpointError` with one line that says which file or tensor and what is wrong.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from model.gpt import GPT, GPTConfig
+
+CONFIGS = {
+    "distilgpt2": GPTConfig(n_layer=6, n_head=12, n_embd=768),
+    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+}
+HUB = {name: f"openai-community/{name}" for name in CONFIGS} | {"distilgpt2": "distilbert/distilgpt2"}
+DEMO = Path(__file__).parent / "demo"
+MODELS = (*CONFIGS, "demo")
+CONNECT_TIMEOUT_S = 3
+WEIGHTS_FILE = "model.safetensors"
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out) there; nn.Linear holds (out, in)
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, damaged or of another shape; the message is one line."""
+
+
+def config_of(name: str, folder: Path | None) -> GPTConfig:
+    """The shape of model `name`, which a config.json in `folder` overrides."""
+    path = (folder / "config.json") if folder else None
+    if path is None or not path.is_file():
+        if name in CONFIGS:
+            return CONFIGS[name]
+        raise CheckpointError(f"{path}: not found")
+    try:
+        given = json.loads(path.read_text("utf-8"))
+        names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "vocab_size": "vocab_size"}
+        names |= {"n_positions": "block_size", "layer_norm_epsilon": "layer_norm_epsilon"}
+        config = replace(GPTConfig(), **{field: given[key] for key, field in names.items() if key in given})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a GPT-2 configuration: {error}") from error
+    if given.get("model_type") != "gpt2" or given.get("activation_function", "gelu_new") != "gelu_new":
+        raise CheckpointError(f"{path}: not a GPT-2 (model_type {given.get('model_type')!r})")
+    return config
+
+
+def fetch(name: str) -> Path:
+    """The folder of `name` in the hub's cache, downloaded (with a progress bar) where it is not there yet."""
+    if name == "demo":
+        return DEMO
+    from huggingface_hub import hf_hub_download
+
+    try:
+        for filename in ("vocab.json", "config.json", WEIGHTS_FILE):
+            path = hf_hub_download(HUB[name], filename, etag_timeout=CONNECT_TIMEOUT_S)
+    except Exception as error:  # the hub's client has many: no network, no such file, no disk, a proxy's answer
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{HUB[name]} can neither be found in the hub's cache nor downloaded: {reason}") from error
+    return Path(path).parent
+
+
+def load(folder: Path, config: GPTConfig, dtype: torch.dtype, device: torch.device) -> GPT:
+    """The model with the weights of `folder`/model.safetensors. Raises CheckpointError."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found")
+    model = _empty(config)
+    state = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            prefix = "transformer." if "transformer.wte.weight" in stored else ""
+            for name, parameter in model.named_parameters():
+                if prefix + name not in stored:
+                    raise CheckpointError(f"{path}: tensor {prefix + name} is missing")
+                tensor = file.get_tensor(prefix + name)
+                tensor = tensor.t() if name.endswith(CONV1D) else tensor
+                if tensor.shape != parameter.shape:
+                    shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+                    raise CheckpointError(f"{path}: tensor {prefix + name} has shape {shapes}")
+                state[name] = tensor.to(device, dtype).contiguous()
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
+    return _filled(model, state)
+
+
+def random(config: GPTConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> GPT:
+    """Seeded random weights with GPT-2's initial spread: for measuring speed, not for reading the text."""
+    generator = torch.Generator().manual_seed(seed)
+    model = _empty(config)
+    state = {}
+    for name, parameter in model.named_parameters():
+        values = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
+        state[name] = (values + 1 if "ln_" in name and name.endswith("weight") else values).to(device, dtype)
+    return _filled(model, state)
+
+
+def _empty(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def _filled(model: GPT, state: dict[str, torch.Tensor]) -> GPT:
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()

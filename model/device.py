@@ -1,0 +1,42 @@
+"""What this machine is good at: which device, which dtype, how much memory is free."""
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU if there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: {name} is not available on this machine")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """`auto`: bf16 where the device is fast at it (Ampere on, AVX512-BF16 or AMX CPUs), fp16 on older GPUs, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return "bf16" if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """float32 on a CPU, whose attention is slower in 16 bits than the memory it saves is worth; elsewhere the model's."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be taken now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cpu_flags() -> set[str]:
+    with open("/proc/cpuinfo") as file:
+        return next((set(line.split(":", 1)[1].split()) for line in file if line.startswith("flags")), set())

@@ -1,0 +1,98 @@
+"""From settings to an engine that computes: find the weights, the vocabulary, the memory; say plainly where it fell back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from batching.blocks import blocks_for
+from batching.policy import Limits
+from model import checkpoint
+from model.checkpoint import CheckpointError
+from model.device import DTYPES, free_memory, kv_dtype, pick_device, pick_dtype
+from model.executor import GPTExecutor
+from model.gpt import GPT
+from model.kv_cache import KVCache
+from model.tokenizer import Tokenizer, load_demo_tokenizer, load_gpt2_tokenizer
+
+BLOCK_SIZE = 16
+CPU_KV_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with the vocabulary it speaks, under the names that /stats shows. `note`: what was not as asked for, and why."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    name: str
+    weights: str
+    dtype: str
+    device: torch.device
+    note: str | None = None
+
+
+def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: bool) -> Loaded:
+    """`weights`: pretrained, random, or a folder. With `fall_back` the demo model is served where they cannot be had.
+
+    Raises CheckpointError, or ValueError for a device that is not there.
+    """
+    on = pick_device(device)
+    kind = pick_dtype(dtype, on)
+    if weights == "random":
+        config = checkpoint.config_of(name, checkpoint.DEMO if name == "demo" else None)
+        tokenizer = _vocabulary(name, None) or load_demo_tokenizer(checkpoint.DEMO)
+        note = None if tokenizer.vocab_size == config.vocab_size else "GPT-2's vocabulary is not on this machine: using demo's"
+        return Loaded(checkpoint.random(config, DTYPES[kind], on), tokenizer, name, "random", kind, on, note)
+    try:
+        folder = checkpoint.fetch(name) if weights == "pretrained" else Path(weights)
+        config = checkpoint.config_of(name, folder)
+        found = _vocabulary(name, folder)
+        if found is None:
+            raise CheckpointError(f"{name}: GPT-2's vocabulary is neither in {folder} (vocab.json) nor in tiktoken's cache")
+        if found.vocab_size > config.vocab_size:
+            raise CheckpointError(f"{folder}: the model has {config.vocab_size} tokens, vocabulary {found.name} more")
+        model = checkpoint.load(folder, config, DTYPES[kind], on)
+        return Loaded(model, found, name, weights, kind, on)
+    except CheckpointError as error:
+        if not fall_back:
+            raise
+        demo = load_model("demo", "pretrained", dtype, device, fall_back=False)
+        note = f"{name} cannot be served: {error}. Serving the bundled demo model instead."
+        return Loaded(demo.model, demo.tokenizer, "demo", "bundled", demo.dtype, on, note)
+
+
+def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
+    if name == "demo":
+        return load_demo_tokenizer(folder or checkpoint.DEMO)
+    return load_gpt2_tokenizer(folder)
+
+
+def make_executor(
+    loaded: Loaded, clock: Callable[[], float], max_batch_size: int, token_budget: int, max_queue: int, kv_gb: float | None
+) -> tuple[GPTExecutor, Limits]:
+    """The executor with its KV cache, and the limits that follow from them. Raises ValueError if the memory does not do."""
+    config = loaded.model.config
+    dtype = kv_dtype(DTYPES[loaded.dtype], loaded.device)
+    block_bytes = 2 * config.n_layer * BLOCK_SIZE * config.n_embd * dtype.itemsize
+    free = free_memory(loaded.device)
+    budget = min(free // 2, CPU_KV_BYTES if loaded.device.type == "cpu" else free) if kv_gb is None else int(kv_gb * 2**30)
+    if budget > free:
+        raise ValueError(f"kv-memory-gb: {kv_gb:g} GiB asked for, {free / 2**30:.1f} GiB are free")
+    a_context = blocks_for(config.block_size, BLOCK_SIZE)
+    num_blocks = min(budget // block_bytes, max_batch_size * a_context)  # more could never be in use
+    if num_blocks < a_context:
+        need = a_context * block_bytes / 2**30
+        raise ValueError(f"kv-memory-gb: one context takes {need:.2f} GiB of KV cache, {budget / 2**30:.2f} GiB are given")
+    cache = KVCache(config.n_layer, num_blocks, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
+    limits = Limits(
+        max_batch_size=max_batch_size,
+        token_budget=token_budget,
+        max_prefill_tokens=max(8192, max_batch_size),
+        max_context=config.block_size,
+        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks,
+        max_queue=max_queue,
+    )
+    return GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock), limits

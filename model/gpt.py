@@ -1,0 +1,88 @@
+"""GPT-2 (Radford et al. 2019) in nanoGPT's shape, for inference over a flattened ragged batch: the tokens of all requests in
+one row of T, prefill chunks and decodes mixed, attention per request over a paged KV cache.
+
+Read it top down. It knows nothing of requests, policies or HTTP; `kernels/ragged_attention.py` does the attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from kernels.ragged_attention import RaggedBatch, ragged_attention
+from model.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    n_layer: int = 24
+    n_head: int = 16
+    n_embd: int = 1024
+    vocab_size: int = 50257
+    block_size: int = 1024  # the context: positions there are
+    layer_norm_epsilon: float = 1e-5
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the output head: GPT-2 ties the two
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: RaggedBatch, sampled: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (R, vocab) in float32 of the R tokens whose places are `sampled`; writes the K and V of all T into `cache`.
+
+        tokens, positions: (T,) int64. sampled: (R,) int64, places in the flattened batch.
+        """
+        x = self.wte(tokens) + self.wpe(positions)  # (T, C)
+        for layer, block in enumerate(self.h):
+            x = block(x, cache.k[layer], cache.v[layer], batch)
+        x = self.ln_f(x[sampled])  # (R, C)
+        return F.linear(x, self.wte.weight).float()
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), k_cache, v_cache, batch)
+        return x + self.mlp(self.ln_2(x))
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        T, C = x.shape
+        q, k, v = self.c_attn(x).view(T, 3, self.n_head, C // self.n_head).unbind(1)  # each (T, nh, hs)
+        y = ragged_attention(q, k, v, k_cache, v_cache, batch)  # (T, nh, hs)
+        return self.c_proj(y.to(x.dtype).view(T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))

@@ -1,0 +1,131 @@
+"""A real HTTP server on a free port of 127.0.0.1 that keeps the server's contract and computes nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODES = ("nobatch", "static", "dynamic", "mixed")
+
+
+class Stub:
+    """Its public attributes say how it behaves and what it has seen."""
+
+    def __init__(self) -> None:
+        self.mode = "dynamic"
+        self.bodies: dict[str, list[dict[str, Any]]] = {}  # by mode, as they came
+        self.calls: list[str] = []
+        self.api_key = ""
+        self.refuse: dict[int, int] = {}  # status for the n-th request of a mode, counted from 1
+        self.drop: set[int] = set()  # the n-th request of a mode gets no answer
+        self.die_at: int | None = None  # the n-th request of a mode is the last this server sees
+        self.reset_status = 200
+        self.stats: dict[str, Any] = example_stats()
+        self.seconds_a_token = 0.0
+        self.on_request: Any = None  # called with n
+        self.lock = threading.Lock()
+        self._server = _Listener(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 would lose connections of its own
+
+
+def example_stats() -> dict[str, Any]:
+    times = {"server_ttft": {"mean": 0.02, "p50": 0.021, "p90": 0.03, "p99": 0.043}, "requests": 4}
+    return {
+        "model": "demo",
+        "weights": "trained",
+        "device": "cpu",
+        "latency": {"all": times, "immediate": times, "deferred": {"server_ttft": None}},
+        "mean_batch_size": 3.25,
+        "padding_share": 0.125,
+        "preemptions": 7,
+    }
+
+
+def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._route()
+
+        def do_POST(self) -> None:
+            self._route()
+
+        def do_PUT(self) -> None:
+            self._route()
+
+        def _route(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            call = f"{self.command} {self.path}"
+            stub.calls.append(call)
+            key_is_right = not stub.api_key or self.headers.get("Authorization") == f"Bearer {stub.api_key}"
+            if call == "GET /health":
+                self._answer(200, {})
+            elif not key_is_right:
+                self._answer(401, error("this server wants an API key"))
+            elif call == "POST /inference":
+                self._infer(body)
+            elif call == "PUT /mode" and body["mode"] not in MODES:
+                self._answer(400, error(f"no mode {body['mode']}; there are {', '.join(MODES)}"))
+            elif self.path == "/mode":
+                stub.mode = body.get("mode", stub.mode)
+                self._answer(200, {"mode": stub.mode, "params": {}, "modes": {mode: {} for mode in MODES}})
+            elif call == "POST /stats/reset":
+                self._answer(stub.reset_status, {} if stub.reset_status == 200 else error("for the teacher only"))
+            else:
+                self._answer(200, stub.stats)
+
+        def _infer(self, body: dict[str, Any]) -> None:
+            with stub.lock:
+                seen = stub.bodies.setdefault(stub.mode, [])
+                seen.append(body)
+                count = len(seen)
+            if stub.on_request:
+                stub.on_request(count)
+            if stub.die_at is not None and count >= stub.die_at:
+                stub.stop()
+                return
+            if count in stub.drop:
+                return
+            if count in stub.refuse:
+                self._answer(stub.refuse[count], error("the queue is full"))
+                return
+            seconds = stub.seconds_a_token * body["num_tokens"]
+            time.sleep(seconds)
+            self._answer(
+                200,
+                {
+                    "completion": body["prompt"] + " was quiet.",
+                    "num_tokens": body["num_tokens"],
+                    "finish_reason": "length",
+                    "ttft": 0.01,
+                    "latency": seconds,
+                    "mode": stub.mode,
+                },
+            )
+
+        def _answer(self, status: int, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+def error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}

@@ -1,0 +1,86 @@
+"""Refused arguments, and where the address and the key come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import arguments
+import pytest
+from arguments import parse_arguments
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("--numsamples 0", "--numsamples"),
+        ("--numsamples two", "--numsamples"),
+        ("--wait -1", "--wait"),
+        ("--wait nan", "--wait"),
+        ("--wait inf", "--wait"),
+        ("--numtokens_range 25 0", "--numtokens_range"),
+        ("--selection ascend", "--selection"),
+        ("--deferred 1.5", "--deferred"),
+        ("--deferred nan", "--deferred"),
+        ("--modes static,,mixed", "--modes"),
+        ("--modes static,static", "--modes"),
+        ("--seed x", "--seed"),
+        ("--prompt Once", "--numtokens"),
+        ("--numtokens 5", "--prompt"),
+        ("--prompt Once --numtokens 0", "--numtokens"),
+        ("--prompt Once --numtokens 5 --modes static", "--modes"),
+        ("--prompt Once --numtokens 5 --deferred 1", "--deferred"),
+        ("--url localhost:8500", "localhost:8500"),
+        ("--url http://localhost:port", "localhost:port"),
+        ("--mode static", "--mode"),
+    ],
+)
+def test_a_bad_argument_is_one_line_naming_it_and_exit_2(
+    line: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(line.split())
+    shown = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert shown.count("\n") == 1
+    assert word in shown
+
+
+def test_the_defaults_are_those_of_the_original_project() -> None:
+    args = parse_arguments([])
+    assert (args.numsamples, args.wait, args.numtokens_range) == (100, 1.0, [1, 25, 50, 100])
+    assert (args.selection, args.deferred, args.modes, args.seed) == ("random", 0.0, None, 0)
+    assert (args.url, args.api_key) == ("http://127.0.0.1:8500", "")
+
+
+def test_ip_and_key_come_from_the_env_file() -> None:
+    arguments.ENV_FILE.write_text("IP=10.0.0.5\nAPI_KEY='from the file'\n")
+    args = parse_arguments([])
+    assert (args.url, args.api_key) == ("http://10.0.0.5:8500", "from the file")
+
+
+def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments.ENV_FILE.write_text("IP=10.0.0.5\nAPI_KEY=file\n")
+    monkeypatch.setenv("API_KEY", "environment")
+    args = parse_arguments([])
+    assert (args.url, args.api_key) == ("http://10.0.0.5:8500", "environment")
+
+
+def test_the_url_flag_wins_over_ip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IP", "10.0.0.5")
+    assert parse_arguments(["--url", "https://lab.example/batch"]).url == "https://lab.example/batch"
+
+
+def test_a_key_that_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "schlüssel")
+    with pytest.raises(SystemExit):
+        parse_arguments([])
+
+
+def test_modes_may_have_spaces_after_the_commas() -> None:
+    assert parse_arguments(["--modes", "nobatch, static"]).modes == ["nobatch", "static"]
+
+
+def test_the_example_env_file_names_what_is_read() -> None:
+    example = Path(arguments.__file__).with_name(".env.example").read_text()
+    assert "IP=" in example
+    assert "API_KEY=" in example

@@ -1,0 +1,206 @@
+"""The whole client against a stub server: what is sent, written and said, also when things go wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from client_stub import MODES, Stub
+from report import percentile
+
+from client import main
+
+
+def go(stub: Stub, out: Path, *flags: str) -> int:
+    return main(["--url", stub.url, "--out", str(out), "--numsamples", "8", "--wait", "0.002", *flags])
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_mode_gets_the_same_requests(stub: Stub, tmp_path: Path) -> None:
+    assert go(stub, tmp_path, "--modes", ",".join(MODES), "--deferred", "0.25") == 0
+    sent = [sorted(stub.bodies[mode], key=lambda body: body["seed"]) for mode in MODES]
+    assert len(sent[0]) == 8
+    assert all(bodies == sent[0] for bodies in sent)
+    assert sum(body["priority"] == "deferred" for body in sent[0]) == 2
+
+
+def test_each_mode_is_switched_to_reset_fired_and_read_in_turn(stub: Stub, tmp_path: Path) -> None:
+    go(stub, tmp_path, "--modes", "static,mixed", "--numsamples", "1")
+    one_mode = ["PUT /mode", "POST /stats/reset", "POST /inference", "GET /stats"]
+    assert stub.calls == ["GET /mode", *one_mode, *one_mode]
+
+
+def test_without_modes_it_runs_once_in_the_mode_the_server_is_in(stub: Stub, tmp_path: Path) -> None:
+    assert go(stub, tmp_path) == 0
+    assert list(stub.bodies) == ["dynamic"]
+    assert "PUT /mode" not in stub.calls
+
+
+def test_table_csv_and_plot_are_written(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "folder"
+    assert go(stub, out, "--modes", "nobatch,mixed", "--deferred", "0.5") == 0
+    shown = capsys.readouterr()
+    lines = {line.split()[0]: line.split() for line in shown.out.splitlines() if line}
+    assert lines["nobatch"][1:3] == ["8", "0"]
+    assert lines["mixed"][-6:] == ["0.021", "0.043", "3.25", "12.5", "%", "7"]
+    assert lines["immediate"][1:3] == lines["deferred"][1:3] == ["4", "0"]
+    assert lines["deferred"][-2:] == ["-", "-"]
+    assert "model demo" in shown.out
+    assert "nobatch" in shown.err, "the progress bar goes to stderr"
+    written = rows(out)
+    assert [(row["mode"], int(row["request"])) for row in written] == [
+        (m, i) for m in ("nobatch", "mixed") for i in range(8)
+    ]
+    assert {row["status"] for row in written} == {"ok"}
+    assert all(float(row["latency_s"]) > 0 for row in written)
+    assert all(row["output_tokens"] == row["requested_tokens"] for row in written)
+    assert (out / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput_is_per_wall_clock_second_from_the_first_planned_send() -> None:
+    from report import Answer, ModeRun, table
+    from workload import make_plan
+
+    first, second = make_plan(2, 0.0, [10])
+    run = ModeRun("static", [Answer(first, 0.0, 4.0, tokens=10), Answer(second, 0.0, 5.0, tokens=10)])
+    row = next(line.split() for line in table([run]).splitlines() if line.startswith("static"))
+    assert row == ["static", "2", "0", "5.00", "4.0", "0.40", "4.50", "4.50", "4.99", *["-"] * 5]
+
+
+def test_failed_requests_are_counted_by_kind_and_the_rest_is_kept(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.refuse = {2: 429, 3: 429, 5: 504}
+    stub.drop = {7}
+    assert go(stub, tmp_path) == 0
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("dynamic"))
+    assert line.split()[1:3] == ["4", "4"]
+    assert line.endswith("2 x 429, 1 x 504, 1 x connection lost") or "1 x connection lost, 1 x 504" in line
+    assert "429: the queue is full" in shown
+    statuses = sorted(row["status"] for row in rows(tmp_path))
+    assert statuses == ["429", "429", "504", "connection lost", *["ok"] * 4]
+
+
+def test_a_run_in_which_every_request_fails_still_writes_everything(stub: Stub, tmp_path: Path) -> None:
+    stub.refuse = dict.fromkeys(range(1, 9), 503)
+    stub.stats = {}
+    assert go(stub, tmp_path) == 0
+    assert {row["status"] for row in rows(tmp_path)} == {"503"}
+    assert (tmp_path / "latency.png").exists()
+
+
+def test_no_server_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for flags in (["--out", str(tmp_path / "none")], ["--prompt", "Once", "--numtokens", "3"]):
+        assert main(["--url", f"http://127.0.0.1:{port}", *flags]) == 1
+        shown = capsys.readouterr().err
+        assert shown.count("\n") == 1
+        assert f"no server answers at http://127.0.0.1:{port}" in shown
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_key_is_one_line_that_says_where_to_set_it(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.api_key = "secret"
+    assert go(stub, tmp_path) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "set API_KEY in client/.env" in shown
+
+
+def test_the_key_is_sent_as_a_bearer_token(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.api_key = "secret"
+    monkeypatch.setenv("API_KEY", "secret")
+    assert go(stub, tmp_path) == 0
+    assert {row["status"] for row in rows(tmp_path)} == {"ok"}
+
+
+def test_an_unknown_mode_ends_in_the_servers_words_before_anything_is_fired(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(stub, tmp_path, "--modes", "static,turbo") == 1
+    assert "no mode turbo; there are nobatch" in capsys.readouterr().err
+    assert stub.bodies == {}
+
+
+def test_a_key_that_may_not_reset_stats_still_measures_the_current_mode(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.reset_status = 403
+    assert go(stub, tmp_path) == 0
+    assert "may not reset /stats" in capsys.readouterr().err
+
+
+def test_a_server_that_dies_half_way_is_one_line_and_what_came_is_kept(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.die_at = 5
+    assert go(stub, tmp_path, "--modes", "static,dynamic", "--wait", "0.04") == 1
+    shown = capsys.readouterr()
+    assert "went away in mode static, after 4 of 8 answers" in shown.err.splitlines()[-1]
+    assert "Traceback" not in shown.err
+    assert [row["status"] for row in rows(tmp_path)].count("ok") == 4
+    assert (tmp_path / "latency.png").exists()
+
+
+def test_ctrl_c_keeps_what_came(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.on_request = lambda count: os.kill(os.getpid(), signal.SIGINT) if count == 4 else None
+    assert go(stub, tmp_path, "--wait", "0.1") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "client: stopped by Ctrl-C; what came is kept"
+    assert rows(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_fired(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert go(stub, tmp_path / "file") == 1
+    assert "--out" in capsys.readouterr().err
+    assert stub.bodies == {}
+
+
+def test_a_single_prompt_prints_its_completion_and_its_times(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", stub.url, "--prompt", "Once upon a time", "--numtokens", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Once upon a time was quiet.\n")
+    assert "3 tokens in mode dynamic" in shown
+    assert "first token after 0.010 s" in shown
+    assert stub.bodies["dynamic"] == [
+        {"prompt": "Once upon a time", "num_tokens": 3, "priority": "immediate", "seed": 0}
+    ]
+
+
+def test_a_refused_single_prompt_says_why(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.refuse = {1: 429}
+    assert main(["--url", stub.url, "--prompt", "Once", "--numtokens", "3"]) == 1
+    assert "429: the queue is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["", "client"])
+def test_it_runs_as_a_script_from_the_repository_root_and_from_its_own_folder(stub: Stub, folder: str) -> None:
+    root = Path(__file__).parents[2]
+    script = Path("client.py") if folder else Path("client", "client.py")
+    flags = ["--url", stub.url, "--prompt", "Once", "--numtokens", "3"]
+    done = subprocess.run([sys.executable, script, *flags], cwd=root / folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Once was quiet.")
+
+
+def test_a_percentile_lies_between_its_two_neighbours() -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
+    assert percentile([5.0], 99) == 5.0
+    assert percentile([], 50) is None

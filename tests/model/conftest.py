@@ -1,0 +1,53 @@
+"""transformers' GPT-2 with every tensor random, saved to disk and read back by our loader: the oracle and its twin."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+
+from model.checkpoint import config_of, load
+from model.gpt import GPT
+
+SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 128, "vocab_size": 211, "n_positions": 64}
+MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257, "n_positions": 1024}
+
+transformers_logging.set_verbosity_error()
+
+
+def make_oracle(shape: dict[str, int], folder: Path) -> GPT2LMHeadModel:
+    """Biases and LayerNorm gains are random too, and queries and keys large, so that attention is peaked."""
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        oracle = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
+    oracle.to_empty(device="cpu")
+    width = shape["n_embd"]
+    with torch.no_grad():
+        for name, tensor in oracle.named_parameters():
+            gain = "ln_" in name and name.endswith("weight")
+            tensor.normal_(float(gain), 0.02 if "wte" in name or "wpe" in name else 0.1 if tensor.ndim == 1 else width**-0.5)
+            if name.endswith("c_attn.weight"):
+                tensor[:, : 2 * width] *= 2.0  # scores spread over several units: attention is peaked
+        oracle.tie_weights()
+    oracle.eval()
+    oracle.save_pretrained(folder)
+    return oracle
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Path]:
+    folder = tmp_path_factory.mktemp("small")
+    return make_oracle(SMALL, folder), folder
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Path]:
+    folder = tmp_path_factory.mktemp("medium")
+    return make_oracle(MEDIUM, folder), folder
+
+
+@pytest.fixture(scope="session")
+def load_twin() -> Callable[[Path], GPT]:
+    return lambda folder: load(folder, config_of("twin", folder), torch.float32, torch.device("cpu"))
