@@ -122,7 +122,7 @@ def describe_request(req: Request) -> dict[str, Any]:
     """A request as it came in, in JSON's terms, without its stop condition, which is code."""
     return {
         "id": req.id,
-        "tokens": req.tokens,
+        "tokens": list(req.tokens),
         "max_tokens": req.max_tokens,
         "priority": req.priority.value,
         "arrival": req.arrival,

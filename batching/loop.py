@@ -46,6 +46,7 @@ class Engine(NamedTuple):
 
     executor: Executor
     limits: Limits
+    tokenizer: Any  # for the HTTP threads; this room never looks at it
     about: dict[str, Any]
 
 

@@ -162,8 +162,7 @@ def fire(server: Server, plan: Sequence[PlannedRequest], run: ModeRun) -> None:
     if gone.is_set():
         good = sum(not answer.error for answer in run.answers)
         raise ClientError(
-            f"the server at {server.url} went away in mode {run.mode}, "
-            f"after {good} of {len(plan)} answers; what came is kept"
+            f"the server at {server.url} went away in mode {run.mode}, after {good} of {len(plan)} answers; what came is kept"
         )
 
 

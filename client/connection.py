@@ -69,9 +69,7 @@ class Server:
             mode=str(good.get("mode") or ""),
         )
 
-    def call(
-        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_S
-    ) -> dict[str, Any]:
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_S) -> dict[str, Any]:
         """Any other route; its JSON object, empty where there is none. Raises ClientError with the line to show."""
         try:
             response = self._send(method, path, body, timeout_s)

@@ -254,9 +254,7 @@ def _draw(panel: Any, run: ModeRun, spread: int, handles: dict[str, Any]) -> Non
             # Requests of one length share an x: a small fixed shift by index keeps them apart, the same in every mode.
             x = [a.request.num_tokens + spread * 0.016 * ((a.request.index * 7) % 9 / 4 - 1) for a in chosen]
             y = [answer.latency_s for answer in chosen]
-            handles[f"one {priority} request"] = panel.scatter(
-                x, y, s=26, c=colour, marker=marker, alpha=0.55, linewidths=0
-            )
+            handles[f"one {priority} request"] = panel.scatter(x, y, s=26, c=colour, marker=marker, alpha=0.55, linewidths=0)
     for length in {answer.request.num_tokens for answer in good}:
         same = [answer.latency_s for answer in good if answer.request.num_tokens == length]
         half = spread * 0.035

@@ -45,7 +45,7 @@ class PlannedRequest:
     seed: int
 
     def body(self) -> dict[str, str | int]:
-        """The JSON body of its POST /inference; no temperature, so that the server decodes greedily."""
+        """The JSON body of its POST /inference; its own seed makes the text the same in every mode."""
         return {
             "prompt": self.prompt,
             "num_tokens": self.num_tokens,

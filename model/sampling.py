@@ -2,7 +2,7 @@
 and the mode never change a text; and it takes one uniform number, so that any device can share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,29 +12,58 @@ MASK64 = (1 << 64) - 1
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
-    """One token a row. logits: (R, vocab) float32; params and indices (how many tokens were generated before) by row."""
+    """One token a row. logits: (R, vocab) float32; params and indices (how many tokens were generated before) by row.
+
+    Rows are drawn in groups that a row's own parameters choose, never its neighbours.
+    """
     tokens: list[int] = logits.argmax(-1).tolist()
-    for row, (p, index) in enumerate(zip(params, indices, strict=True)):
+    groups: dict[Callable[..., torch.Tensor], list[int]] = {}
+    for row, p in enumerate(params):
         if p.temperature > 0:
-            tokens[row] = _draw(logits[row] / p.temperature, p, uniform(p.seed, index))
+            groups.setdefault(_top_k if p.top_k else _top_p if p.top_p < 1 else _plain, []).append(row)
+    for draw, rows in groups.items():
+        own = [params[row] for row in rows]
+        u = _column([uniform(params[row].seed, indices[row]) for row in rows])
+        scaled = logits[rows].cpu().double()
+        scaled = (scaled - scaled.amax(-1, keepdim=True)) / _column([p.temperature for p in own])
+        for row, token in zip(rows, draw(scaled, own, u).tolist(), strict=True):
+            tokens[row] = token
     return tokens
 
 
-def _draw(logits: torch.Tensor, params: SamplingParams, u: float) -> int:
-    """Inverse transform: the token at which the cumulated probability passes `u`. top_k first, then top_p within it."""
-    ids = None
-    if params.top_k and params.top_k < len(logits):
-        logits, ids = logits.topk(params.top_k)
-    probs = logits.double().softmax(-1)
-    if params.top_p < 1:
-        probs, order = probs.sort(descending=True, stable=True)
-        ids = order if ids is None else ids[order]
-        before = probs.cumsum(-1) - probs
-        probs = probs[before < params.top_p]  # the smallest set that reaches top_p; never empty
+def _plain(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    return _invert(scaled.softmax(-1), u)
+
+
+def _top_p(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    ordered, ids = scaled.sort(-1, descending=True, stable=True)
+    return _nucleus(ordered, ids, params, u)
+
+
+def _top_k(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    """The k likeliest of each row; top_p counts within them."""
+    widest = min(max(p.top_k for p in params), scaled.shape[1])
+    ordered, ids = scaled.topk(widest)
+    beyond = torch.arange(widest)[None, :] >= _column([p.top_k for p in params])
+    return _nucleus(ordered.masked_fill(beyond, -torch.inf), ids, params, u)
+
+
+def _nucleus(ordered: torch.Tensor, ids: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty."""
+    probs = ordered.softmax(-1)
+    before = probs.cumsum(-1) - probs
+    probs = probs.masked_fill(before >= _column([p.top_p for p in params]), 0.0)
+    return ids.gather(-1, _invert(probs, u)[:, None])[:, 0]
+
+
+def _invert(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Inverse transform: the place (R,) at which the cumulated probability of each row passes `u` (R, 1)."""
     cumulated = probs.cumsum(-1)
-    place = torch.searchsorted(cumulated, u * cumulated[-1], right=True)
-    place = place.clamp(max=len(cumulated) - 1)
-    return int(place if ids is None else ids[place])
+    return torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)[:, 0].clamp(max=probs.shape[1] - 1)
+
+
+def _column(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
 def uniform(seed: int, index: int) -> float:

@@ -24,7 +24,9 @@ def e1_requests() -> list[Request]:
 
 
 def limits(**changes: int) -> Limits:
-    return Limits(**{"max_batch_size": 2, "token_budget": 64, "max_context": 64, "block_size": 1, "num_blocks": 1000, **changes})
+    return Limits(
+        **{"max_batch_size": 2, "token_budget": 64, "max_context": 64, "block_size": 1, "num_blocks": 1000, **changes}
+    )
 
 
 def answer_times(requests: list[Request]) -> dict[str, float | None]:

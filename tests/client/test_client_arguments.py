@@ -34,9 +34,7 @@ from arguments import parse_arguments
         ("--mode static", "--mode"),
     ],
 )
-def test_a_bad_argument_is_one_line_naming_it_and_exit_2(
-    line: str, word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_argument_is_one_line_naming_it_and_exit_2(line: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse_arguments(line.split())
     shown = capsys.readouterr().err

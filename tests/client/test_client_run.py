@@ -58,9 +58,7 @@ def test_table_csv_and_plot_are_written(stub: Stub, tmp_path: Path, capsys: pyte
     assert "model demo" in shown.out
     assert "nobatch" in shown.err, "the progress bar goes to stderr"
     written = rows(out)
-    assert [(row["mode"], int(row["request"])) for row in written] == [
-        (m, i) for m in ("nobatch", "mixed") for i in range(8)
-    ]
+    assert [(row["mode"], int(row["request"])) for row in written] == [(m, i) for m in ("nobatch", "mixed") for i in range(8)]
     assert {row["status"] for row in written} == {"ok"}
     assert all(float(row["latency_s"]) > 0 for row in written)
     assert all(row["output_tokens"] == row["requested_tokens"] for row in written)
@@ -179,9 +177,7 @@ def test_a_single_prompt_prints_its_completion_and_its_times(stub: Stub, capsys:
     assert shown.startswith("Once upon a time was quiet.\n")
     assert "3 tokens in mode dynamic" in shown
     assert "first token after 0.010 s" in shown
-    assert stub.bodies["dynamic"] == [
-        {"prompt": "Once upon a time", "num_tokens": 3, "priority": "immediate", "seed": 0}
-    ]
+    assert stub.bodies["dynamic"] == [{"prompt": "Once upon a time", "num_tokens": 3, "priority": "immediate", "seed": 0}]
 
 
 def test_a_refused_single_prompt_says_why(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:

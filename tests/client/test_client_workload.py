@@ -12,9 +12,7 @@ LENGTHS = [1, 25, 50, 100]
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:
-    assert make_plan(50, 1.0, LENGTHS, deferred_share=0.3, seed=7) == make_plan(
-        50, 1.0, LENGTHS, deferred_share=0.3, seed=7
-    )
+    assert make_plan(50, 1.0, LENGTHS, deferred_share=0.3, seed=7) == make_plan(50, 1.0, LENGTHS, deferred_share=0.3, seed=7)
 
 
 def test_another_seed_gives_another_plan() -> None:

@@ -1,0 +1,94 @@
+"""Every error of the server as JSON: {"error": {"message", "type", "param", "code"}}, with the status that fits."""
+
+import contextlib
+import logging
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from batching.request import RequestError
+
+STATUS = {  # by RequestError.code; a refusal that is not listed is the caller's fault
+    "queue_full": 429,
+    "loading": 503,
+    "draining": 503,
+    "failed": 503,
+    "deadline_exceeded": 504,
+    "step_failed": 500,
+    "policy_failed": 500,
+    "engine_failed": 500,
+    "cancelled": 499,
+}
+TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
+RETRY_AFTER_S = 1
+MAX_DRAINED_BYTES = 64 << 20
+
+log = logging.getLogger("batchlab")
+
+
+class ApiError(Exception):
+    """A fault of the call itself, found before it reached the engine."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+def bad(param: str, message: str) -> ApiError:
+    """A field that will not do: 400, naming the field and its limit."""
+    return ApiError(400, f"{param}: {message}", param, "invalid_value")
+
+
+def register(app: Flask) -> None:
+    @app.errorhandler(ApiError)
+    def _(error: ApiError) -> Response:
+        return _answer(error.status, error.message, error.param, error.code)
+
+    @app.errorhandler(RequestError)
+    def _(error: RequestError) -> Response:
+        return _answer(STATUS.get(error.code, 400), error.message, error.param, error.code)
+
+    @app.errorhandler(HTTPException)
+    def _(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == 413:
+            limit = app.config["MAX_CONTENT_LENGTH"]
+            return _answer(413, f"body: may be at most {limit} bytes", "body", "body_too_large")
+        response = _answer(
+            status, f"{request.method} {request.path}: {error.description}", None, error.name.lower().replace(" ", "_")
+        )
+        if status == 405 and (allowed := error.get_response().headers.get("Allow")):
+            response.headers["Allow"] = allowed
+        return response
+
+    @app.errorhandler(Exception)
+    def _(error: Exception) -> Response:
+        log.exception("%s %s", request.method, request.path)
+        return _answer(500, f"{type(error).__name__} inside the server; its log says more", None, "internal_error")
+
+
+def _answer(status: int, message: str, param: str | None, code: str | None) -> Response:
+    _read_rest_of_body()
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    response = jsonify({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    response.status_code = status
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _read_rest_of_body() -> None:
+    """A client that is still sending sees the answer only if its bytes are taken: else the connection is reset under it."""
+    left = min(request.content_length or 0, MAX_DRAINED_BYTES)
+    body = request.environ.get("wsgi.input")
+    with contextlib.suppress(OSError, ValueError):
+        while body is not None and left > 0:
+            chunk = body.read(min(left, 1 << 16))
+            if not chunk:
+                break
+            left -= len(chunk)

@@ -1,0 +1,110 @@
+"""Puts the server together: settings, batching loop, model, routes. `python app.py MODE ...` checks the settings and becomes
+gunicorn; gunicorn's worker calls `application()`.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from flask import Flask
+
+import config
+from api import auth, errors, teaching
+from batching.loop import BatchingLoop, Engine
+from config import Settings
+
+MAX_BODY_BYTES = 1 << 20
+DEFAULT_MODEL = "gpt2-medium"
+
+
+def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
+    """The routes over a batching loop."""
+    app = Flask("batchlab", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["batching"] = loop
+    app.extensions["settings"] = settings
+    errors.register(app)
+    auth.register(app, settings.api_key, settings.teacher_key)
+    app.register_blueprint(teaching.blueprint)
+    return app
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
+    from model.engine import load_model, make_executor  # torch: a second that the listener need not wait for
+
+    name = settings.model or DEFAULT_MODEL
+    fall_back = not settings.model and settings.weights == "pretrained"
+    loaded = load_model(name, settings.weights, settings.dtype, settings.device, fall_back=fall_back)
+    slots = settings.max_batch_size or (config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else 64)
+    executor, limits = make_executor(
+        loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
+    )
+    about = {
+        "model": loaded.name,
+        "weights": loaded.weights,
+        "vocabulary": loaded.tokenizer.name,
+        "device": str(loaded.device),
+        "dtype": loaded.dtype,
+        "note": loaded.note,
+    }
+    return Engine(executor, limits, loaded.tokenizer, about)
+
+
+def application() -> Flask:
+    """What gunicorn serves. The settings come from the environment, where `main` put them."""
+    logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stderr)
+    settings = config.read({}, os.environ, {})
+    loop = BatchingLoop(
+        settings.make_policy(settings.mode, dict(settings.policy_arg)),
+        lambda: load_engine(settings),
+        on_ready=lambda engine: _print_ready(settings, engine),
+        on_failed=_exit_failed,
+        input_log=_open_log(settings.input_log) if settings.input_log else None,
+    )
+    loop.start()
+    return create_app(loop, settings)
+
+
+def _print_ready(settings: Settings, engine: Engine) -> None:
+    about: dict[str, Any] = engine.about
+    if about["note"]:
+        print(about["note"], flush=True)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    kinds = f"mode {settings.mode}, model {about['model']}, weights {about['weights']}"
+    print(f"ready: http://{host}:{settings.port}, {kinds}, device {about['device']}, dtype {about['dtype']}", flush=True)
+
+
+def _exit_failed(error: BaseException) -> None:
+    """Gunicorn's master gives up, with the same status, when a worker ends with 3: no use in loading the model again."""
+    print(f"server.sh: the server cannot go on: {error}", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+def _open_log(path: str) -> Any:
+    file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the server runs
+
+    def write(record: dict[str, Any]) -> None:
+        file.write(json.dumps(record) + "\n")
+
+    return write
+
+
+def main() -> None:
+    try:
+        settings = config.parse(sys.argv[1:], os.environ, config.load_dotenv())
+    except config.SettingError as error:
+        print(f"server.sh: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
+    here = os.path.dirname(os.path.abspath(__file__))
+    command = [sys.executable, "-m", "gunicorn", "-c", os.path.join(here, "gunicorn.conf.py")]
+    os.execve(sys.executable, command, environment | settings.environment())
+
+
+if __name__ == "__main__":
+    main()

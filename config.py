@@ -1,0 +1,211 @@
+"""The server's settings: a flag of ./server.sh, else BATCHLAB_<NAME> in the environment, else in .env, else the default.
+
+Checked once, at start; a bad value is one line that names it. Only the standard library is needed to import this file, so
+that ./server.sh can check its arguments before it installs anything.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NoReturn
+
+from batching.policies import POLICIES
+from batching.policy import Policy
+
+PREFIX = "BATCHLAB_"
+MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
+GPU_BATCH_SIZE = 256
+HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+
+
+class SettingError(Exception):
+    """A bad setting; the message is one line naming it."""
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number between {low} and {high}")
+        return int(text)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"must be a number between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [pair.partition("=") for pair in text.split()]
+    if not all(name and value for name, _, value in pairs):
+        raise ValueError("must be name=value, several of them separated by spaces")
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("must be true or false")
+    return text.lower() in ("1", "true", "yes")
+
+
+def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: str = _setting("dynamic", _one_of(*POLICIES), "how requests are batched")
+    host: str = _setting("127.0.0.1", str, "any other address needs an API key or --insecure")
+    port: int = _setting(8500, _whole(0, 65535), "where the server listens")
+    model: str = _setting("", _one_of(*MODELS), "default: gpt2-medium, or demo where that cannot be had")
+    weights: str = _setting("pretrained", str, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint")
+    dtype: str = _setting("auto", _one_of("auto", "fp32", "fp16", "bf16"), "auto: what this machine is fast at")
+    device: str = _setting("auto", _one_of("auto", "cpu", "cuda"), "auto: the GPU if there is one")
+    max_batch_size: int = _setting(0, _whole(1, 4096), "sequence slots; default: 64 on a CPU, 256 on a GPU")
+    batch_timeout_ms: float = _setting(50.0, _number(0, 60_000), "static: how long a batch may wait to fill up")
+    token_budget: int = _setting(512, _whole(1, 1 << 20), "tokens an iteration, for policies that chunk prompts")
+    max_queue: int = _setting(1024, _whole(1, 100_000), "waiting requests; beyond it 429")
+    kv_memory_gb: float | None = _setting(
+        None, _number(0.001, 4096), "KV cache; default: half of what is free, at most 4 on a CPU"
+    )
+    api_key: str = _setting("", str, "asked of every call but /health")
+    teacher_key: str = _setting("", str, "with it set, only it may switch modes and reset statistics")
+    insecure: bool = _setting(False, _truth, "listen on any address without a key")
+    policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
+    input_log: str = _setting("", str, "write what the scheduler takes in to this file, for replay")
+
+    def make_policy(self, mode: str, arguments: Mapping[str, Any]) -> Policy:
+        """The policy of `mode`; parameters that are settings too default to them. Raises ValueError naming the parameter."""
+        cls = POLICIES[mode]
+        shared = {f.name: getattr(self, f.name) for f in fields(cls.Params) if hasattr(self, f.name)}
+        return cls.from_arguments(shared | dict(arguments))
+
+    @property
+    def threads(self) -> int:
+        """Each waiting request blocks one HTTP thread."""
+        return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM
+
+    def environment(self) -> dict[str, str]:
+        """The settings as the variables from which `read` makes them again."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
+        return {PREFIX + name.upper(): str(value) for name, value in values.items() if value not in ("", 0, None, False)}
+
+
+def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Settings:
+    """Settings by name from the three sources, the first wins. Raises SettingError."""
+    values = {}
+    for f in fields(Settings):
+        variable, flag = PREFIX + f.name.upper(), "--" + f.name.replace("_", "-")
+        for source, name, text in (
+            ("MODE" if f.name == "mode" else flag, f.name, flags.get(f.name)),
+            (variable, variable, environment.get(variable)),
+            (f"{variable} in .env", variable, dotenv.get(variable)),
+        ):
+            if text is not None and (text != "" or name == f.name):
+                try:
+                    values[f.name] = f.metadata["parse"](text)
+                except ValueError as error:
+                    raise SettingError(f"{source}: {error}, not {text!r}") from None
+                break
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    if not (_is_loopback(settings.host) or settings.api_key or settings.insecure):
+        raise SettingError(f"--host: {settings.host} can be reached from outside: set --api-key (or --insecure)")
+    if settings.token_budget < settings.max_batch_size:
+        raise SettingError(f"--token-budget: must be at least --max-batch-size ({settings.max_batch_size})")
+    if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
+        raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
+    try:
+        settings.make_policy(settings.mode, dict(settings.policy_arg))
+    except ValueError as error:
+        raise SettingError(f"--policy-arg: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message)
+
+
+def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Settings:
+    """Settings from ./server.sh's command line. Raises SettingError; prints the usage and exits for --help or no argument."""
+    modes = ", ".join(POLICIES)
+    parser = _Parser(
+        prog="./server.sh",
+        usage="./server.sh MODE [--flag value ...]",
+        description=f"MODE: one of {modes}.",
+        allow_abbrev=False,
+    )
+    for f in fields(Settings):
+        shown = "" if f.default in ("", 0, None, False) or f.name == "policy_arg" else f" (default: {f.default})"
+        text = (f.metadata["help"] + shown).replace("%", "%%")
+        if f.name == "mode":
+            parser.add_argument("mode", metavar="MODE", help=text)
+        elif f.metadata["parse"] is _truth:
+            parser.add_argument("--" + f.name.replace("_", "-"), action="store_const", const="true", help=text)
+        else:
+            action = "append" if f.name == "policy_arg" else "store"
+            parser.add_argument("--" + f.name.replace("_", "-"), metavar="X", help=text, action=action)
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if "policy_arg" in given:
+        given["policy_arg"] = " ".join(given["policy_arg"])
+    return read(given, environment, dotenv)
+
+
+def load_dotenv() -> Mapping[str, str | None]:
+    """What .env beside this file says; nothing before python-dotenv is installed."""
+    try:
+        from dotenv import dotenv_values
+    except ImportError:
+        return {}
+    return dotenv_values(Path(__file__).with_name(".env"))
+
+
+def main() -> None:
+    """Check the command line; exit 2 with one line if it will not do."""
+    try:
+        parse(sys.argv[1:], os.environ, load_dotenv())
+    except SettingError as error:
+        print(f"server.sh: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

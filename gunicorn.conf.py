@@ -1,0 +1,41 @@
+"""Gunicorn as this server needs it: one worker, which holds the model, and a thread for every request that may wait."""
+
+import os
+import signal
+import threading
+
+from config import read as read_settings  # not `import config`: gunicorn would take that for its own setting
+
+settings = read_settings({}, os.environ, {})
+
+wsgi_app = "app:application()"
+bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+workers = 1
+worker_class = "gthread"
+threads = settings.threads
+worker_connections = settings.threads + 1000  # beyond the threads a connection waits to be read
+backlog = 2048
+timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck
+graceful_timeout = 30
+loglevel = "warning"
+proc_name = "batchlab"
+
+DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
+
+
+def post_worker_init(worker):
+    """On SIGTERM gunicorn closes the listener and waits for the requests; tell the batching loop to answer the queued ones."""
+    loop = worker.wsgi.extensions["batching"]
+    close_listener = signal.getsignal(signal.SIGTERM)
+
+    def drain() -> None:
+        loop.drain("the server is shutting down")
+        if not loop.join(graceful_timeout - DRAIN_MARGIN_S):
+            loop.abort("the server is shutting down, and the time to finish is over")
+            loop.join(DRAIN_MARGIN_S)
+
+    def on_sigterm(number, frame):
+        threading.Thread(target=drain, name="drain", daemon=True).start()
+        close_listener(number, frame)
+
+    signal.signal(signal.SIGTERM, on_sigterm)

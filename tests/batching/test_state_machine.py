@@ -1,0 +1,123 @@
+"""Submit, step, cancel, switch, failed step, with tiny KV memory, on a CPU's depth and with overlap: the books stay right,
+and replaying what came in gives the same plans."""
+
+from collections import Counter, deque
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from batching.driver import Driver
+from batching.policies import POLICIES
+from batching.policy import Limits
+from batching.replay import replay
+from batching.request import Priority, Request, RequestError, State
+from batching.scheduler import Scheduler
+from batching.step import Step, StepResult
+from simulator.virtual import VirtualClock
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize(
+        mode=st.sampled_from(sorted(POLICIES)),
+        seats=st.integers(1, 4),
+        blocks=st.integers(2, 12),
+        block_size=st.sampled_from([1, 4]),
+        depth=st.sampled_from([1, 2]),
+    )
+    def start(self, mode: str, seats: int, blocks: int, block_size: int, depth: int) -> None:
+        self.limits = Limits(
+            max_batch_size=seats, token_budget=8, max_prefill_tokens=32, max_context=24, block_size=block_size,
+            num_blocks=blocks, max_queue=6,
+        )  # fmt: skip
+        self.clock = VirtualClock()
+        self.depth = depth
+        self.log: list[dict] = []
+        self.answered: list[Request] = []
+        self.submitted: list[Request] = []
+        self.plans: list[tuple] = []
+        self.under_way: deque[Step] = deque()
+        self.scheduler = Scheduler(POLICIES[mode](), self.limits)
+        self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append)
+
+    @rule(
+        prompt=st.integers(1, 14), longest=st.integers(1, 12), stop=st.integers(1, 20),
+        priority=st.sampled_from(Priority), patience=st.none() | st.integers(1, 40),
+    )  # fmt: skip
+    def submit(self, prompt: int, longest: int, stop: int, priority: Priority, patience: int | None) -> None:
+        now = self.clock.now
+        deadline = None if patience is None else now + patience
+        name = str(len(self.submitted))
+        req = Request(name, [0] * prompt, longest, priority, now, deadline, stop=lambda req: len(req.output) == stop)
+        self.submitted.append(req)
+        self.driver.submit(req)
+
+    @rule(which=st.integers(0, 50))
+    def cancel(self, which: int) -> None:
+        if self.submitted:
+            self.driver.cancel(self.submitted[which % len(self.submitted)].id, RequestError("cancelled", "gone"))
+
+    @rule(mode=st.sampled_from(sorted(POLICIES)))
+    def switch(self, mode: str) -> None:
+        self.driver.switch(POLICIES[mode]())
+
+    @rule()
+    def plan(self) -> None:
+        if len(self.under_way) < self.depth:
+            step = self.driver.plan()
+            self.clock.now += 0.03  # so that static's time-out passes sooner or later
+            if step:
+                self.plans.append(step.plan())
+                self.under_way.append(step)
+
+    @rule(fails=st.sampled_from([False] * 7 + [True]))
+    def complete(self, fails: bool) -> None:
+        if self.under_way:
+            step = self.under_way.popleft()
+            self.clock.now += 1
+            tokens = {} if fails else {row.req.id: row.start + row.count for row in step.rows if row.samples}
+            error = RuntimeError("the step was told to fail") if fails else None
+            self.driver.complete(StepResult(step.id, self.clock.now - 1, self.clock.now, tokens, error))
+
+    @invariant()
+    def blocks_and_seats_add_up(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        pool = self.scheduler.blocks
+        held = [block for req in self.submitted for block in req.blocks]
+        assert len(held) == len(set(held)), "no block belongs to two requests"
+        assert pool.num_free + len(held) == self.limits.num_blocks, "allocated + free = total"
+        assert self.scheduler.num_resident <= self.limits.max_batch_size
+        for req in self.submitted:
+            assert 0 <= req.num_computed <= req.num_tokens or req.state is State.ANSWERED
+            assert req.num_generated <= req.max_tokens
+            if req.state is State.WAITING:
+                assert not req.blocks
+            if req.state is State.ANSWERED and not req.in_flight:
+                assert not req.blocks, "nothing leaks"
+
+    @invariant()
+    def nobody_is_answered_twice_or_wrongly(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        assert max(Counter(req.id for req in self.answered).values(), default=1) == 1
+        for req in self.answered:
+            if req.error is None:
+                assert req.output == list(range(req.prompt_len, req.prompt_len + len(req.output)))
+                assert len(req.output) == req.max_tokens or req.finish_reason == "stop"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(5000):
+            self.plan()
+            self.complete(False)
+            if not self.scheduler.num_live and not self.under_way:
+                break
+        assert len(self.answered) == len(self.submitted), "nobody is left unanswered"
+        assert self.scheduler.blocks.num_free == self.limits.num_blocks
+        assert replay(self.log) == self.plans
+
+
+Machine.TestCase.settings = settings(max_examples=2500, stateful_step_count=40, deadline=None)
+TestMachine = Machine.TestCase

@@ -1,0 +1,98 @@
+"""What every policy must keep, whatever its scheme. Run it on a policy of your own:
+
+pytest tests/policies --policy mine.py
+"""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batching.policy import Limits, Policy
+from batching.request import Priority, Request
+from batching.step import Step
+from simulator.virtual import simulate
+
+workloads = st.lists(
+    st.tuples(
+        st.integers(1, 20),  # prompt tokens
+        st.integers(1, 12),  # tokens to generate
+        st.integers(1, 12),  # tokens after which it stops
+        st.integers(0, 30),  # arrival
+        st.sampled_from(Priority),
+    ),
+    min_size=1,
+    max_size=12,
+)
+engines = st.builds(
+    Limits,
+    max_batch_size=st.integers(1, 5),
+    token_budget=st.integers(5, 40),
+    max_prefill_tokens=st.just(64),
+    max_context=st.just(40),
+    block_size=st.sampled_from([1, 4, 16]),
+    num_blocks=st.integers(3, 60),
+)
+
+
+def requests_of(workload) -> list[Request]:
+    return [
+        Request(
+            str(i),
+            [0] * prompt,
+            longest,
+            priority,
+            float(arrival),
+            stop=None if stop >= longest else lambda req, stop=stop: len(req.output) == stop,
+        )
+        for i, (prompt, longest, stop, arrival, priority) in enumerate(workload)
+    ]
+
+
+def expected_output(req: Request, stop: int) -> list[int]:
+    return list(range(req.prompt_len, req.prompt_len + min(req.max_tokens, stop)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(workload=workloads, limits=engines, depth=st.sampled_from([1, 2]))
+def test_every_request_is_answered_once_with_its_own_tokens(policy_class: type[Policy], workload, limits: Limits, depth: int):
+    requests = requests_of(workload)
+    steps: list[Step] = []
+    answered = simulate(policy_class(), limits, requests, depth=depth, on_step=steps.append)
+    assert Counter(req.id for req in answered) == Counter(req.id for req in requests)
+    for req, (_, _, stop, _, _) in zip(requests, workload, strict=True):
+        if req.error is not None:
+            assert req.error.code in ("too_large", "context_length_exceeded"), "refused at submission, with its reason"
+        else:
+            assert req.output == expected_output(req, stop)
+    most_tokens = sum(req.prompt_len + req.max_tokens for req in requests)
+    assert len(steps) <= len(requests) * (1 + most_tokens), "liveness"
+
+
+@settings(max_examples=150, deadline=None)
+@given(workload=workloads, limits=engines)
+def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits: Limits):
+    def check(step: Step) -> None:
+        assert len(step.rows) <= limits.max_batch_size
+        assert len({row.req for row in step.rows}) == len(step.rows)
+        assert step.num_tokens + step.num_padding <= max(limits.token_budget, limits.max_prefill_tokens)
+        blocks = [block for row in step.rows for block in row.req.blocks]
+        assert len(blocks) == len(set(blocks)), "a block belongs to one request"
+        for row in step.rows:
+            assert max(row.start + row.count + row.pad, row.span) <= len(row.req.blocks) * limits.block_size
+            assert row.samples == (row.count > 0 and row.start + row.count == len(row.req.tokens))
+
+    simulate(policy_class(), limits, requests_of(workload), on_step=check)
+
+
+@settings(max_examples=100, deadline=None)
+@given(workload=workloads, limits=engines)
+def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
+    """All there from the start: when a request arrives, relative to the steps, is the only thing overlap may change."""
+    at_once = [(prompt, longest, longest, 0, priority) for prompt, longest, _, _, priority in workload]
+    plans: dict[int, list] = {1: [], 2: []}
+    for depth, made in plans.items():
+        simulate(
+            policy_class(), limits, requests_of(at_once), depth=depth, on_step=lambda step, made=made: made.append(step.plan())
+        )
+    assert plans[1] == plans[2]
