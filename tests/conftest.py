@@ -24,7 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _policies_in(path: Path) -> list[type[Policy]]:
     """The policies that a file defines itself."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader, f"{path} is not a Python file"
+    assert spec is not None, f"{path} is not a Python file"
+    assert spec.loader is not None, f"{path} is not a Python file"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == path.stem]

@@ -1,0 +1,76 @@
+"""The figures of /stats from runs whose every time is known."""
+
+from batching.driver import Driver
+from batching.policies.dynamic import Dynamic
+from batching.policies.static import Static
+from batching.policy import Limits, Policy
+from batching.request import Priority, Request
+from batching.scheduler import Scheduler
+from batching.stats import distribution
+from simulator.virtual import VirtualClock, VirtualExecutor
+
+LIMITS = Limits(max_batch_size=2, token_budget=64, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=4)
+
+
+def run(policy: Policy, requests: list[Request], step_time: float = 1.0) -> Driver:
+    clock = VirtualClock()
+    driver = Driver(Scheduler(policy, LIMITS), clock, lambda req: None)
+    executor = VirtualExecutor(clock, lambda step: step_time)
+    for req in requests:
+        driver.submit(req)
+    while (due := driver.iterate(executor)) is not None:
+        clock.now = max(clock.now, due)
+    return driver
+
+
+def test_throughput_is_per_wall_clock_second_and_not_per_summed_latency():
+    driver = run(Dynamic(), [Request("a", [0] * 2, 4), Request("b", [0] * 2, 4, Priority.DEFERRED)], step_time=0.5)
+    stats = driver.stats.summary(now=99.0, live=False)
+    assert stats["total-tokens-handled"] == 8
+    assert stats["total-elapsed-time"] == 2.0, "four steps of half a second; the clock stops with the last answer"
+    assert stats["throughput"] == stats["output_token_throughput"] == 4.0
+    assert stats["total_token_throughput"] == 6.0
+    assert stats["request_throughput"] == 1.0
+    assert stats["latency-per-token"] == 0.5
+    assert stats["latency"]["all"]["requests"] == 2
+    assert stats["latency"]["deferred"]["requests"] == 1
+    assert stats["latency"]["immediate"]["server_ttft"]["mean"] == 0.5
+    assert stats["latency"]["immediate"]["e2el"]["p99"] == 2.0
+    assert stats["latency"]["immediate"]["tpot"]["p50"] == 0.5
+    assert stats["latency"]["immediate"]["itl"]["mean"] == 0.5
+
+
+def test_padding_is_counted_apart_from_the_tokens_that_count():
+    driver = run(Static(), [Request("a", [0] * 2, 1), Request("b", [0] * 6, 3)])
+    stats = driver.stats.summary(now=0, live=False)
+    assert stats["tokens_computed"] == 8 + 2
+    assert stats["padding_tokens"] == 4 + 2
+    assert stats["padding_share"] == 6 / 16
+    assert stats["batch_size_histogram"] == {"1": 2, "2": 1}
+
+
+def test_recomputed_tokens_are_what_a_preemption_threw_away():
+    driver = run(Dynamic(), [Request("A", [0] * 7, 5), Request("B", [0] * 7, 5)])
+    stats = driver.stats.summary(now=0, live=False)
+    assert stats["preemptions"] == 1
+    assert stats["recomputed_tokens"] == 8, "B's prompt and the one token it had fed back"
+
+
+def test_a_reset_forgets_all_and_the_clock_starts_with_the_next_arrival():
+    driver = run(Dynamic(), [Request("a", [0], 2)])
+    driver.stats.reset(now=50.0, live=False)
+    stats = driver.stats.summary(now=60.0, live=False)
+    assert stats["total-tokens-handled"] == stats["steps"] == 0
+    assert stats["total-elapsed-time"] == 0
+    assert stats["throughput"] == 0
+    assert stats["latency"]["all"]["e2el"] == {"mean": None, "p50": None, "p90": None, "p99": None}
+
+
+def test_a_single_token_has_no_time_per_output_token():
+    driver = run(Dynamic(), [Request("a", [0], 1)])
+    assert driver.stats.summary(now=0, live=False)["latency"]["all"]["tpot"]["mean"] is None
+
+
+def test_percentiles_are_nearest_rank():
+    assert distribution(range(1, 101)) == {"mean": 50.5, "p50": 50, "p90": 90, "p99": 99}
+    assert distribution([3.0]) == {"mean": 3.0, "p50": 3.0, "p90": 3.0, "p99": 3.0}
