@@ -40,7 +40,7 @@ def load_engine(settings: Settings) -> Engine:
     name = settings.model or DEFAULT_MODEL
     fall_back = not settings.model and settings.weights == "pretrained"
     loaded = load_model(name, settings.weights, settings.dtype, settings.device, fall_back=fall_back)
-    slots = settings.max_batch_size or (config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else 64)
+    slots = settings.max_batch_size or (config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE)
     executor, limits = make_executor(
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
     )

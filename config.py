@@ -19,7 +19,7 @@ from batching.policy import Policy
 
 PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
-GPU_BATCH_SIZE = 256
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
 
 
@@ -29,7 +29,7 @@ class SettingError(Exception):
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.strip().lstrip("-").isdigit() or not low <= int(text) <= high:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
             raise ValueError(f"must be a whole number between {low} and {high}")
         return int(text)
 
@@ -110,9 +110,10 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
-        return {PREFIX + name.upper(): str(value) for name, value in values.items() if value not in ("", 0, None, False)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.policy_arg:
+            values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
+        return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
 
 def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Settings:
@@ -139,8 +140,14 @@ def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mappi
 def _check(settings: Settings) -> None:
     if not (_is_loopback(settings.host) or settings.api_key or settings.insecure):
         raise SettingError(f"--host: {settings.host} can be reached from outside: set --api-key (or --insecure)")
-    if settings.token_budget < settings.max_batch_size:
-        raise SettingError(f"--token-budget: must be at least --max-batch-size ({settings.max_batch_size})")
+    slots = settings.max_batch_size or CPU_BATCH_SIZE
+    if settings.token_budget < slots:
+        raise SettingError(f"--token-budget: must be at least --max-batch-size ({slots}), not {settings.token_budget}")
+    if settings.input_log:
+        try:
+            open(settings.input_log, "a").close()
+        except OSError as error:
+            raise SettingError(f"--input-log: {settings.input_log} cannot be written: {error.strerror}") from None
     if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
         raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
     try:

@@ -3,8 +3,8 @@
 import contextlib
 import logging
 
-from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from batching.request import RequestError
 
@@ -40,6 +40,20 @@ class ApiError(Exception):
 def bad(param: str, message: str) -> ApiError:
     """A field that will not do: 400, naming the field and its limit."""
     return ApiError(400, f"{param}: {message}", param, "invalid_value")
+
+
+def read_body() -> bytes:
+    """The request's body, with or without a Content-Length. Raises ApiError (400) or RequestEntityTooLarge (413)."""
+    most = current_app.config["MAX_CONTENT_LENGTH"]
+    if (request.content_length or 0) > most:
+        raise RequestEntityTooLarge
+    try:
+        body: bytes = request.environ["wsgi.input"].read(most + 1)
+    except Exception as error:  # gunicorn has many for what a client may send or leave out
+        raise bad("body", f"cannot be read: {error}") from None
+    if len(body) > most:
+        raise RequestEntityTooLarge
+    return body
 
 
 def register(app: Flask) -> None:
@@ -84,11 +98,8 @@ def _answer(status: int, message: str, param: str | None, code: str | None) -> R
 
 def _read_rest_of_body() -> None:
     """A client that is still sending sees the answer only if its bytes are taken: else the connection is reset under it."""
-    left = min(request.content_length or 0, MAX_DRAINED_BYTES)
-    body = request.environ.get("wsgi.input")
-    with contextlib.suppress(OSError, ValueError):
-        while body is not None and left > 0:
-            chunk = body.read(min(left, 1 << 16))
-            if not chunk:
-                break
+    body = request.environ["wsgi.input"]
+    left = min(request.content_length or MAX_DRAINED_BYTES, MAX_DRAINED_BYTES)
+    with contextlib.suppress(Exception):
+        while left > 0 and (chunk := body.read(min(left, 1 << 16))):
             left -= len(chunk)

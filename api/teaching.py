@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify, request
 
 from api.auth import teacher_only
-from api.errors import ApiError, bad
+from api.errors import ApiError, bad, read_body
 from api.inference_request import read_inference, read_json
 from batching.loop import BatchingLoop, Health, Ticket, Unavailable
 from batching.policies import POLICIES
@@ -22,20 +22,19 @@ blueprint = Blueprint("teaching", __name__)
 @blueprint.post("/inference")
 def inference() -> Response:
     loop = _loop()
-    body = read_json(request.get_data())
+    body = read_json(read_body())
     engine = loop.engine
     if engine is None or loop.health is not Health.READY:
         raise Unavailable(loop.health.value, loop.reason)
     tokenizer: Tokenizer = engine.tokenizer
     req = read_inference(body, tokenizer, engine.limits, loop.clock())
-    mode = loop.mode["mode"]
     _wait(loop, loop.submit(req))
     if req.error is not None:
         raise req.error
-    return jsonify(_answer(req, body["prompt"], tokenizer, mode))
+    return jsonify(_answer(req, body["prompt"], tokenizer))
 
 
-def _answer(req: Request, prompt: str, tokenizer: Tokenizer, mode: str) -> dict[str, Any]:
+def _answer(req: Request, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
     text = tokenizer.decode(req.output)
     if isinstance(req.stop, StopStrings):
         text = req.stop.cut(text)
@@ -45,7 +44,7 @@ def _answer(req: Request, prompt: str, tokenizer: Tokenizer, mode: str) -> dict[
         "finish_reason": req.finish_reason,
         "ttft": req.token_times[0] - req.arrival,
         "latency": (req.answered_at or req.token_times[-1]) - req.arrival,
-        "mode": mode,
+        "mode": req.mode,
     }
 
 
@@ -96,7 +95,7 @@ def get_mode() -> Response:
 @teacher_only
 def put_mode() -> Response:
     loop, settings = _loop(), current_app.extensions["settings"]
-    body = read_json(request.get_data())
+    body = read_json(read_body())
     for name in body:
         if name not in ("mode", "params"):
             raise bad(str(name)[:100], "no such field; there are: mode, params")
@@ -109,7 +108,12 @@ def put_mode() -> Response:
         policy = settings.make_policy(mode, params)
     except ValueError as error:
         raise ApiError(400, f"params: {error}", "params", "invalid_value") from None
-    loop.switch(policy).wait()
+    taken_over = loop.switch(policy)
+    while not taken_over.wait(HANG_UP_CHECK_S):
+        if loop.join(0):
+            break
+    if loop.health is not Health.READY:
+        raise Unavailable(loop.health.value, loop.reason)
     return get_mode()
 
 

@@ -45,7 +45,11 @@ class Driver:
         self._write("submit", now=now, **describe_request(req))
         self.stats.on_submit(now)
         try:
-            self.scheduler.submit(req, now)
+            try:
+                self.scheduler.submit(req, now)
+            except PlanError as error:
+                self._depose(error, now)
+                self.scheduler.submit(req, now)
         except Refused as refused:
             req.error = refused
             self.stats.on_answer(req)
@@ -88,8 +92,7 @@ class Driver:
         try:
             step = self.scheduler.next_step(now)
         except PlanError as error:
-            self.last_failure = self.scheduler.depose(error, now).message
-            self.scheduler.wake_at = now
+            self._depose(error, now)
             step = None
         self._hand_out()
         if step:
@@ -103,6 +106,10 @@ class Driver:
         self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
         self.stats.on_result(result)
         self._hand_out()
+
+    def _depose(self, error: PlanError, now: float) -> None:
+        self.last_failure = self.scheduler.depose(error, now)
+        self.scheduler.wake_at = now
 
     def _hand_out(self) -> None:
         for req in self.scheduler.take_answered():

@@ -85,12 +85,13 @@ class BatchingLoop:
     # Called from HTTP threads.
 
     def submit(self, request: Request) -> Ticket:
-        """Hand a request over. Raises Unavailable, or Refused if it can never run or the queue is full."""
+        """Hand a request over. Raises Unavailable, or Refused if the queue is full; whatever else is wrong with it comes as
+        the request's error."""
         ticket = Ticket(request)
         with self._condition:
             driver = self._available()
             try:
-                driver.scheduler.refuse(request, ahead=self._submitted)
+                driver.scheduler.check_queue(ahead=self._submitted)
             except Refused as refused:
                 driver.stats.on_error(refused.code)
                 raise
@@ -106,7 +107,8 @@ class BatchingLoop:
             self._post(lambda driver: driver.cancel(ticket.request.id, error))
 
     def switch(self, policy: Policy) -> threading.Event:
-        """Let `policy` take over when nothing is resident; the event is set then. Raises Unavailable."""
+        """Let `policy` take over when nothing is resident; the event is set then (not if the thread ends before: `join`).
+        Raises Unavailable."""
         done = threading.Event()
 
         def apply(driver: Driver) -> None:
@@ -184,8 +186,8 @@ class BatchingLoop:
         with self._condition:
             if not self._stopping:
                 self.health, self.reason = Health.READY, "ready"
-        self._on_ready(self.engine)
         try:
+            self._on_ready(self.engine)
             self._turn(self._driver, self.engine.executor)
         except BaseException as error:
             traceback.print_exc()
@@ -209,6 +211,9 @@ class BatchingLoop:
                 log.error("%s; going on with %s", driver.last_failure, describe_policy(driver.scheduler.policy)["mode"])
             self._announce(driver)
 
+        for _, event in self._switches:  # nobody takes over any more; who waits sees it by the server's health
+            event.set()
+
     def _announce(self, driver: Driver) -> None:
         """Set the events of the switches that have taken place."""
         pending = driver.scheduler.switching
@@ -227,9 +232,6 @@ class BatchingLoop:
         with self._condition:
             self.health, self.reason = Health.FAILED, reason
             tickets, self._tickets = list(self._tickets.values()), {}
-            switches, self._switches = self._switches, []
         for ticket in tickets:
             ticket.request.error = RequestError("engine_failed", reason)
             ticket.event.set()
-        for _, event in switches:
-            event.set()

@@ -217,5 +217,5 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name}: must be a number, not {value!r}")
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{name}: must be a number, not {value!r}") from None

@@ -74,6 +74,7 @@ class Request:
     error: RequestError | None = field(init=False, default=None)
     token_times: list[float] = field(init=False, default_factory=list)  # when each generated token was known
     answered_at: float | None = field(init=False, default=None)
+    mode: str | None = field(init=False, default=None)  # in force when it was answered
     preemptions: int = field(init=False, default=0)
     lost: int = field(init=False, default=0)  # columns computed before a preemption: below it, work is done again
 

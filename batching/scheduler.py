@@ -38,10 +38,18 @@ class Scheduler:
 
     # What comes in.
 
-    def refuse(self, req: Request, ahead: int = 0) -> None:
-        """Raise Refused if `req` cannot be taken in now, `ahead` more requests being on their way to the queue."""
+    def check_queue(self, ahead: int = 0) -> None:
+        """Raise Refused if the queue is full, `ahead` more requests being on their way to it."""
         if len(self._waiting) + ahead >= self.limits.max_queue:
             raise Refused("queue_full", f"the queue is full: max_queue is {self.limits.max_queue}")
+
+    def submit(self, req: Request, now: float) -> None:
+        """Queue a new request. Raises Refused, or PlanError if the policy's own test of it raises."""
+        self.check_queue()
+        if not req.tokens or req.max_tokens < 1:
+            raise Refused("invalid_request", "a request needs at least one prompt token and one token to generate")
+        if req.id in self._requests:
+            raise Refused("duplicate_id", f"request {req.id} is already under way")
         if len(req.tokens) + req.max_tokens > self.limits.max_context:
             raise Refused(
                 "context_length_exceeded",
@@ -49,16 +57,8 @@ class Scheduler:
                 f"be at most {self.limits.max_context} (the model's context)",
                 "num_tokens",
             )
-        if reason := self.policy.refuses(req, self.limits):
-            raise Refused("too_large", f"mode {mode_of(self.policy)} can never run this request: it {reason}", "num_tokens")
-
-    def submit(self, req: Request, now: float) -> None:
-        """Queue a new request. Raises Refused."""
-        if not req.tokens or req.max_tokens < 1:
-            raise Refused("invalid_request", "a request needs at least one prompt token and one token to generate")
-        if req.id in self._requests:
-            raise Refused("duplicate_id", f"request {req.id} is already under way")
-        self.refuse(req)
+        if refusal := self._refusal(req):
+            raise refusal
         self._requests[req.id] = req
         self._waiting.append(req)
         if req.deadline is not None:
@@ -117,7 +117,7 @@ class Scheduler:
         self._settle(result.ended)
         return stopped
 
-    def depose(self, error: PlanError, now: float) -> RequestError:
+    def depose(self, error: PlanError, now: float) -> str:
         """The policy broke a rule: its resident requests fail, the last good policy goes on. Returns what they are told."""
         told = RequestError("policy_failed", f"policy {mode_of(self.policy)} failed: {error}")
         hopeless = self._waiting if self.policy is self._last_resort else ()
@@ -126,7 +126,7 @@ class Scheduler:
         self.policy = self._last_resort if self.policy is self._last_good else self._last_good
         self._last_good = self.policy
         self._empty_plans = 0
-        return told
+        return told.message
 
     # What is to be known.
 
@@ -172,9 +172,16 @@ class Scheduler:
             self.policy = self._switches.pop(0)
             self._empty_plans = 0
             for req in list(self._waiting):
-                if reason := self.policy.refuses(req, self.limits):
-                    message = f"mode {mode_of(self.policy)} took over and can never run this request: it {reason}"
-                    self._fail(req, Refused("too_large", message, "num_tokens"), now)
+                if refusal := self._refusal(req):
+                    self._fail(req, refusal, now)
+
+    def _refusal(self, req: Request) -> Refused | None:
+        try:
+            reason = self.policy.refuses(req, self.limits)
+        except Exception as error:
+            raise PlanError("raised in refuses", f"{type(error).__name__}: {error}") from error
+        told = f"mode {mode_of(self.policy)} can never run this request: it {reason}"
+        return Refused("too_large", told, "num_tokens") if reason else None
 
     def _progress(self, plan: Plan, now: float) -> None:
         """Raise PlanError for a plan after which nothing would ever happen."""
@@ -267,6 +274,7 @@ class Scheduler:
             self._released.remove(req)
         req.state = State.ANSWERED
         req.answered_at = now
+        req.mode = mode_of(self.policy)
         self._answered.append(req)
 
     def _vacate(self, req: Request) -> None:

@@ -56,8 +56,8 @@ def ragged_attention(
     heads, head_size = k_cache.shape[2:]
     k_cache.view(-1, heads, head_size).index_copy_(0, batch.slots, k.to(k_cache.dtype))
     v_cache.view(-1, heads, head_size).index_copy_(0, batch.slots, v.to(v_cache.dtype))
-    q = q.to(k_cache.dtype)
     out = torch.empty_like(q)
+    q = q.to(k_cache.dtype)
     for row in batch.rows:
         read = row.columns if row.mask is None else row.mask.shape[1]
         keys = k_cache.index_select(0, row.blocks).view(-1, heads, head_size)[:read]  # (columns, nh, hs)

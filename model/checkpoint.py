@@ -40,13 +40,26 @@ def config_of(name: str, folder: Path | None) -> GPTConfig:
         raise CheckpointError(f"{path}: not found")
     try:
         given = json.loads(path.read_text("utf-8"))
-        names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "vocab_size": "vocab_size"}
-        names |= {"n_positions": "block_size", "layer_norm_epsilon": "layer_norm_epsilon"}
-        config = replace(GPTConfig(), **{field: given[key] for key, field in names.items() if key in given})
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a GPT-2 configuration: {error}") from error
-    if given.get("model_type") != "gpt2" or given.get("activation_function", "gelu_new") != "gelu_new":
-        raise CheckpointError(f"{path}: not a GPT-2 (model_type {given.get('model_type')!r})")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(given, dict) or given.get("model_type") != "gpt2":
+        raise CheckpointError(f"{path}: not the configuration of a GPT-2 (model_type is not gpt2)")
+    if given.get("activation_function", "gelu_new") != "gelu_new":
+        raise CheckpointError(f"{path}: activation_function is {given['activation_function']!r}, GPT-2's is gelu_new")
+    names = {
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+        "vocab_size": "vocab_size",
+        "n_positions": "block_size",
+    }
+    sizes = {field: given[key] for key, field in names.items() if key in given}
+    for field, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise CheckpointError(f"{path}: {field} must be a whole number of at least 1, not {size!r}")
+    config = replace(GPTConfig(), **sizes, layer_norm_epsilon=float(given.get("layer_norm_epsilon", 1e-5)))
+    if config.n_embd % config.n_head:
+        raise CheckpointError(f"{path}: n_embd {config.n_embd} cannot be split over n_head {config.n_head} heads")
     return config
 
 

@@ -14,7 +14,7 @@ from model.device import DTYPES, free_memory, kv_dtype, pick_device, pick_dtype
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
-from model.tokenizer import Tokenizer, load_demo_tokenizer, load_gpt2_tokenizer
+from model.tokenizer import Tokenizer, VocabularyError, load_demo_tokenizer, load_gpt2_tokenizer
 
 BLOCK_SIZE = 16
 CPU_KV_BYTES = 4 << 30
@@ -47,6 +47,8 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
         return Loaded(checkpoint.random(config, DTYPES[kind], on), tokenizer, name, "random", kind, on, note)
     try:
         folder = checkpoint.fetch(name) if weights == "pretrained" else Path(weights)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
         config = checkpoint.config_of(name, folder)
         found = _vocabulary(name, folder)
         if found is None:
@@ -64,9 +66,10 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
 
 
 def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
-    if name == "demo":
-        return load_demo_tokenizer(folder or checkpoint.DEMO)
-    return load_gpt2_tokenizer(folder)
+    try:
+        return load_demo_tokenizer(folder or checkpoint.DEMO) if name == "demo" else load_gpt2_tokenizer(folder)
+    except VocabularyError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def make_executor(
@@ -84,7 +87,7 @@ def make_executor(
     num_blocks = min(budget // block_bytes, max_batch_size * a_context)  # more could never be in use
     if num_blocks < a_context:
         need = a_context * block_bytes / 2**30
-        raise ValueError(f"kv-memory-gb: one context takes {need:.2f} GiB of KV cache, {budget / 2**30:.2f} GiB are given")
+        raise ValueError(f"kv-memory-gb: one context takes {need:.3g} GiB of KV cache, {budget / 2**30:.3g} GiB are given")
     cache = KVCache(config.n_layer, num_blocks, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
     limits = Limits(
         max_batch_size=max_batch_size,

@@ -75,7 +75,7 @@ class CausalSelfAttention(nn.Module):
         T, C = x.shape
         q, k, v = self.c_attn(x).view(T, 3, self.n_head, C // self.n_head).unbind(1)  # each (T, nh, hs)
         y = ragged_attention(q, k, v, k_cache, v_cache, batch)  # (T, nh, hs)
-        return self.c_proj(y.to(x.dtype).view(T, C))
+        return self.c_proj(y.view(T, C))
 
 
 class MLP(nn.Module):

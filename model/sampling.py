@@ -9,6 +9,7 @@ import torch
 from batching.request import SamplingParams
 
 MASK64 = (1 << 64) - 1
+Draw = Callable[[torch.Tensor, Sequence[SamplingParams], torch.Tensor], torch.Tensor]
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
@@ -17,16 +18,17 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
     Rows are drawn in groups that a row's own parameters choose, never its neighbours.
     """
     tokens: list[int] = logits.argmax(-1).tolist()
-    groups: dict[Callable[..., torch.Tensor], list[int]] = {}
+    groups: dict[tuple[Draw, int], list[int]] = {}
     for row, p in enumerate(params):
-        if p.temperature > 0:
-            groups.setdefault(_top_k if p.top_k else _top_p if p.top_p < 1 else _plain, []).append(row)
-    for draw, rows in groups.items():
+        if p.temperature > 0 and p.top_k != 1:
+            draw: Draw = _top_k if p.top_k else _top_p if p.top_p < 1 else _plain
+            groups.setdefault((draw, p.top_k), []).append(row)
+    for (draw_rows, _), rows in groups.items():
         own = [params[row] for row in rows]
         u = _column([uniform(params[row].seed, indices[row]) for row in rows])
         scaled = logits[rows].cpu().double()
         scaled = (scaled - scaled.amax(-1, keepdim=True)) / _column([p.temperature for p in own])
-        for row, token in zip(rows, draw(scaled, own, u).tolist(), strict=True):
+        for row, token in zip(rows, draw_rows(scaled, own, u).tolist(), strict=True):
             tokens[row] = token
     return tokens
 
@@ -36,23 +38,21 @@ def _plain(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tens
 
 
 def _top_p(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
-    ordered, ids = scaled.sort(-1, descending=True, stable=True)
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
     return _nucleus(ordered, ids, params, u)
 
 
 def _top_k(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
-    """The k likeliest of each row; top_p counts within them."""
-    widest = min(max(p.top_k for p in params), scaled.shape[1])
-    ordered, ids = scaled.topk(widest)
-    beyond = torch.arange(widest)[None, :] >= _column([p.top_k for p in params])
-    return _nucleus(ordered.masked_fill(beyond, -torch.inf), ids, params, u)
+    """The k likeliest of each row, k being one number for all of them; top_p counts within them."""
+    ordered, ids = scaled.topk(min(params[0].top_k, scaled.shape[1]))
+    return _nucleus(ordered, ids, params, u)
 
 
 def _nucleus(ordered: torch.Tensor, ids: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty."""
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= _column([p.top_p for p in params]), 0.0)
+    probs = probs.masked_fill((before >= _column([p.top_p for p in params])) & (before > 0), 0.0)
     return ids.gather(-1, _invert(probs, u)[:, None])[:, 0]
 
 

@@ -5,6 +5,7 @@ Vocabularies are loaded once, at start, from files on this machine; nothing here
 
 import base64
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,12 @@ from batching.request import Request
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before it merges bytes (Radford et al. 2019, section 2.2).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's cache is keyed by these
+# The name under which tiktoken caches GPT-2's encoder.json: the hash of the address it has it from.
+CACHED_ENCODER = hashlib.sha1(b"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json").hexdigest()
+
+
+class VocabularyError(ValueError):
+    """A vocabulary file that is missing or damaged; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -64,33 +70,42 @@ class StopStrings:
 
 
 def load_demo_tokenizer(folder: Path) -> Tokenizer:
-    """The byte-level BPE vocabulary that ships with the demo model (`vocab.tiktoken`)."""
-    lines = (folder / "vocab.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-    return _tokenizer("demo", ranks)
+    """The byte-level BPE vocabulary that ships with the demo model (`vocab.tiktoken`). Raises VocabularyError."""
+    path = folder / "vocab.tiktoken"
+    try:
+        lines = path.read_bytes().splitlines()
+        ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    except (OSError, ValueError) as error:
+        raise VocabularyError(f"{path}: {error}") from error
+    return _tokenizer("demo", path, ranks)
 
 
 def load_gpt2_tokenizer(folder: Path | None = None) -> Tokenizer | None:
-    """GPT-2's vocabulary from `folder` (Hugging Face's vocab.json) or from tiktoken's cache; None where neither has it."""
+    """GPT-2's vocabulary from `folder` (Hugging Face's vocab.json) or from tiktoken's cache; None where neither has it.
+    Raises VocabularyError for a damaged vocab.json."""
     if folder and (folder / "vocab.json").is_file():
         return _from_vocab_json(folder / "vocab.json")
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    cache = cache or os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    names = [hashlib.sha1((GPT2_FILES + name).encode()).hexdigest() for name in ("vocab.bpe", "encoder.json")]
-    if not all(os.path.isfile(os.path.join(cache, name)) for name in names):
-        return None
-    return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
+    cached = Path(cache or os.path.join(tempfile.gettempdir(), "data-gym-cache")) / CACHED_ENCODER
+    with contextlib.suppress(VocabularyError):  # a damaged cache is as good as none; tiktoken would go online
+        return _from_vocab_json(cached)
+    return None
 
 
 def _from_vocab_json(path: Path) -> Tokenizer:
     """In GPT-2's file the ids are the ranks of the merges, so that vocab.json alone says all that tiktoken asks for."""
     byte_of = byte_of_printable()
-    ids: dict[str, int] = json.loads(path.read_text("utf-8"))
-    ranks = {bytes(byte_of[c] for c in token): i for token, i in ids.items() if token != END_OF_TEXT}
-    return _tokenizer("gpt2", ranks)
+    try:
+        ids: dict[str, int] = json.loads(path.read_text("utf-8"))
+        ranks = {bytes(byte_of[c] for c in token): int(i) for token, i in ids.items() if token != END_OF_TEXT}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise VocabularyError(f"{path}: missing or damaged: {error}") from error
+    return _tokenizer("gpt2", path, ranks)
 
 
-def _tokenizer(name: str, ranks: dict[bytes, int]) -> Tokenizer:
+def _tokenizer(name: str, path: Path, ranks: dict[bytes, int]) -> Tokenizer:
+    if not all(bytes([byte]) in ranks for byte in range(256)) or sorted(ranks.values()) != list(range(len(ranks))):
+        raise VocabularyError(f"{path}: damaged: not every byte has a token, or the ids have gaps")
     special = {END_OF_TEXT: len(ranks)}
     return Tokenizer(name, tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special))
 

@@ -88,8 +88,8 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
 @settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
-    """All there from the start: when a request arrives, relative to the steps, is the only thing overlap may change."""
-    at_once = [(prompt, longest, longest, 0, priority) for prompt, longest, _, _, priority in workload]
+    """All there long before the start: with overlap a step is planned earlier, so arrivals and time-outs may meet another one."""
+    at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():
         simulate(

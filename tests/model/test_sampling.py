@@ -1,0 +1,182 @@
+"""Drawing the next token, against probabilities computed plainly in float64."""
+
+import math
+from collections import Counter
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from batching.request import SamplingParams
+from model.sampling import sample, uniform
+
+DRAWS = 6000
+
+
+def random_logits(rows: int, vocab: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def tied_logits(rows: int, vocab: int, seed: int = 0) -> torch.Tensor:
+    """Full of equal values, as logits computed in bfloat16 are."""
+    return random_logits(rows, vocab, seed).round()
+
+
+def reference(logits: list[float], params: SamplingParams) -> list[float]:
+    """The probability of each token: temperature, then the top_k likeliest, then the fewest of them that reach top_p."""
+    highest = max(logits)
+    weights = [math.exp((x - highest) / params.temperature) for x in logits]
+    kept = sorted(range(len(logits)), key=lambda token: -weights[token])
+    if params.top_k:
+        kept = kept[: params.top_k]
+    total, nucleus, mass = sum(weights[token] for token in kept), [], 0.0
+    for token in kept:
+        nucleus.append(token)
+        mass += weights[token] / total
+        if mass >= params.top_p:
+            break
+    total = sum(weights[token] for token in nucleus)
+    return [weights[token] / total if token in nucleus else 0.0 for token in range(len(logits))]
+
+
+PARAMS = [
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.5),
+    SamplingParams(temperature=2.5),
+    SamplingParams(temperature=1.0, top_k=4),
+    SamplingParams(temperature=1.0, top_k=500),
+    SamplingParams(temperature=1.0, top_p=0.8),
+    SamplingParams(temperature=1.7, top_p=0.35),
+    SamplingParams(temperature=1.3, top_k=6, top_p=0.7),
+]
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(params: SamplingParams):
+    logits = random_logits(1, 12)
+    drawn = Counter(sample(logits.expand(DRAWS, -1), [params] * DRAWS, range(DRAWS)))
+    for token, p in enumerate(reference(logits[0].tolist(), params)):
+        if p == 0:
+            assert drawn[token] == 0, f"token {token} is cut off"
+        sigma = math.sqrt(DRAWS * p * (1 - p))
+        assert abs(drawn[token] - DRAWS * p) <= 5 * sigma, f"token {token}: {drawn[token]} draws, probability {p:.4f}"
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32), index=st.integers(0, 4000), temperature=st.floats(0.05, 5.0))
+def test_a_plain_draw_is_the_token_at_which_the_cumulated_probability_passes_the_uniform(
+    seed: int, index: int, temperature: float
+):
+    logits = random_logits(1, 50, seed)
+    params = SamplingParams(temperature, seed=seed)
+    u = uniform(seed, index)
+    cumulated = list(accumulate(reference(logits[0].tolist(), params)))
+    assume(all(abs(mass - u) > 1e-9 for mass in cumulated))  # else rounding decides
+    assert sample(logits, [params], [index]) == [next(token for token, mass in enumerate(cumulated) if mass > u)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    temperature=st.sampled_from([0.3, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 2, 7, 300]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 1e-6]),
+)
+def test_only_tokens_that_the_cuts_leave_are_drawn(seed: int, temperature: float, top_k: int, top_p: float):
+    logits = random_logits(1, 200, seed)
+    params = SamplingParams(temperature, top_k, top_p, seed)
+    allowed = reference(logits[0].tolist(), params)
+    for token in sample(logits.expand(20, -1), [params] * 20, range(20)):
+        assert allowed[token] > 0
+
+
+def test_greedy_is_the_likeliest_token():
+    logits = random_logits(40, 300)
+    likeliest = [row.index(max(row)) for row in logits.tolist()]
+    assert sample(logits, [SamplingParams(seed=i) for i in range(40)], range(40)) == likeliest
+
+
+def test_greedy_takes_the_first_of_equally_likely_tokens_in_any_batch():
+    logits = tied_logits(40, 300)
+    first = [row.index(max(row)) for row in logits.tolist()]
+    assert sample(logits, [SamplingParams()] * 40, range(40)) == first
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature: float):
+    logits = random_logits(40, 300)
+    params = [SamplingParams(temperature, seed=i) for i in range(40)]
+    assert sample(logits, params, range(40)) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-300, 0.0])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_top_p_always_keeps_the_likeliest_token(top_p: float, top_k: int):
+    logits = random_logits(40, 300)
+    params = [SamplingParams(1.0, top_k, top_p, seed=i) for i in range(40)]
+    assert sample(logits, params, range(40)) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("vocab", [5, 33, 300, 2000])
+@pytest.mark.parametrize("make", [random_logits, tied_logits])
+def test_top_k_of_1_is_greedy_also_where_logits_are_equal(make, vocab: int):
+    logits = make(40, vocab)
+    params = [SamplingParams(1.0, top_k=1, seed=i) for i in range(40)]
+    assert sample(logits, params, range(40)) == sample(logits, [SamplingParams()] * 40, range(40))
+
+
+ROW = st.tuples(
+    st.integers(0, 1000),  # which logits
+    st.booleans(),  # whether they are tied
+    st.builds(
+        SamplingParams,
+        st.sampled_from([0.0, 1e-3, 0.7, 1.0, 2.0]),
+        st.sampled_from([0, 1, 2, 5, 40, 1000]),
+        st.sampled_from([1.0, 0.9, 0.5, 1e-9]),
+        st.integers(0, 2**63),
+    ),
+    st.integers(0, 4000),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=st.lists(ROW, min_size=2, max_size=8))
+def test_a_rows_draw_depends_neither_on_its_neighbours_nor_on_its_place(rows):
+    logits = torch.cat([(tied_logits if tied else random_logits)(1, 300, seed) for seed, tied, _, _ in rows])
+    params, indices = [row[2] for row in rows], [row[3] for row in rows]
+    alone = [sample(logits[i : i + 1], [params[i]], [indices[i]])[0] for i in range(len(rows))]
+    assert sample(logits, params, indices) == alone
+    assert sample(logits.flip(0), params[::-1], indices[::-1]) == alone[::-1]
+
+
+def test_a_neighbours_larger_top_k_does_not_change_which_of_equal_logits_are_kept():
+    wide = SamplingParams(1.0, top_k=400)
+    for seed in range(30):
+        logits, params = tied_logits(1, 500, seed), SamplingParams(1.0, top_k=5, seed=seed)
+        together = sample(logits.expand(2, -1), [params, wide], [0, 0])
+        assert together[0] == sample(logits, [params], [0])[0]
+
+
+def test_no_rows_give_no_tokens():
+    assert sample(torch.empty(0, 300), [], []) == []
+
+
+def test_the_uniform_number_lies_in_the_unit_interval_and_differs_by_seed_and_index():
+    seeds = [0, 1, 2, 2**31, 2**32, 2**63, 2**64 - 1]
+    numbers = [uniform(seed, index) for seed in seeds for index in range(300)]
+    assert all(0 <= u < 1 for u in numbers)
+    assert len(set(numbers)) == len(numbers)
+    assert numbers == [uniform(seed, index) for seed in seeds for index in range(300)], "and is the same each time"
+
+
+@pytest.mark.parametrize("along", ["seed", "index"])
+def test_the_uniform_number_is_uniform_over_seeds_and_over_indices(along: str):
+    bins, draws = 100, 20_000
+    numbers = [uniform(i, 3) if along == "seed" else uniform(7, i) for i in range(draws)]
+    counts = Counter(int(u * bins) for u in numbers)
+    chi2 = sum((counts[b] - draws / bins) ** 2 / (draws / bins) for b in range(bins))
+    assert 40 < chi2 < 180, "99 degrees of freedom: 99 +- 14"
+    following = sum((a - 0.5) * (b - 0.5) for a, b in pairwise(numbers)) / draws
+    assert abs(following) < 5 * (1 / 12) / math.sqrt(draws), "one number says nothing of the next"
