@@ -88,7 +88,7 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
 @settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
-    """All there long before the start: with overlap a step is planned earlier, so arrivals and time-outs may meet another one."""
+    """All there long before the start: overlap plans a step earlier, when an arrival or a time-out may still be to come."""
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():

@@ -1,0 +1,69 @@
+"""Does static batching pay for its rectangle? Times whole static batches on the real engine and prints their ratios.
+
+    python -m benchmarks.static_pays --model gpt2-medium
+
+Random weights; the runs are interleaved and the best of each is taken. A ratio of 1.0 means that padding costs what real
+work costs. The last line of each table is the contrast: what the batch would take if nothing were padded.
+"""
+
+import argparse
+import time
+
+from batching.driver import Driver
+from batching.policies.dynamic import Dynamic
+from batching.policies.static import Static, StaticParams
+from batching.policy import Policy
+from batching.request import Request
+from batching.scheduler import Scheduler
+from model.engine import Loaded, load_model, make_executor
+
+Shape = tuple[int, int]  # prompt tokens, output tokens
+
+CASES: dict[str, list[tuple[str, str, list[Shape]]]] = {
+    "prompts (16 output tokens each)": [
+        ("two of 512, static", "static", [(512, 16), (512, 16)]),
+        ("16 and 512, static", "static", [(16, 16), (512, 16)]),
+        ("16 and 512, dynamic", "dynamic", [(16, 16), (512, 16)]),
+    ],
+    "finished rows (prompts of 16, four rows)": [
+        ("four of 48 output tokens, static", "static", [(16, 48)] * 4),
+        ("three of 1 and one of 48, static", "static", [(16, 1)] * 3 + [(16, 48)]),
+        ("three of 1 and one of 48, dynamic", "dynamic", [(16, 1)] * 3 + [(16, 48)]),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt2-medium")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    loaded = load_model(args.model, "random", args.dtype, args.device, fall_back=False)
+    print(f"{loaded.name}, random weights, {loaded.dtype} on {loaded.device}, best of {args.runs}")
+    for title, cases in CASES.items():
+        best = [float("inf")] * len(cases)
+        for _ in range(args.runs + 1):  # the first run warms up
+            for i, (_, mode, shapes) in enumerate(cases):
+                best[i] = min(best[i], seconds(loaded, mode, shapes))
+        print(f"\n{title:42} {'seconds':>8} {'ratio':>7}")
+        for (name, _, _), best_s in zip(cases, best, strict=True):
+            print(f"  {name:40} {best_s:8.3f} {best_s / best[0]:7.3f}")
+
+
+def seconds(loaded: Loaded, mode: str, shapes: list[Shape]) -> float:
+    """Wall-clock time to serve one request of each shape, all there at the start."""
+    executor, limits = make_executor(loaded, time.perf_counter, 4, 512, 64, 1.0)
+    policy: Policy = Static(StaticParams(batch_timeout_ms=0)) if mode == "static" else Dynamic()
+    driver = Driver(Scheduler(policy, limits), time.perf_counter, lambda req: None)
+    for i, (prompt, output) in enumerate(shapes):
+        driver.submit(Request(str(i), [1] * prompt, output))
+    started = time.perf_counter()
+    while driver.iterate(executor) is not None:
+        pass
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
