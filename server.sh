@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
 
-"${PYTHON:-python3}" config.py "$@" # a bad argument ends here, before anything is installed
+"$python" config.py "$@" # a bad argument ends here, before anything is installed
 case " ${*:---help} " in *" --help "* | *" -h "*) exit 0 ;; esac
 make_environment requirements.txt
 exec .venv/bin/python app.py "$@"
