@@ -24,6 +24,7 @@ DEMO = Path(__file__).parent / "demo"
 MODELS = (*CONFIGS, "demo")
 CONNECT_TIMEOUT_S = 3
 WEIGHTS_FILE = "model.safetensors"
+FILES = ("vocab.json", "config.json", WEIGHTS_FILE)
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out) there; nn.Linear holds (out, in)
 
 
@@ -67,15 +68,20 @@ def fetch(name: str) -> Path:
     """The folder of `name` in the hub's cache, downloaded (with a progress bar) where it is not there yet."""
     if name == "demo":
         return DEMO
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, get_session, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        for filename in ("vocab.json", "config.json", WEIGHTS_FILE):
-            path = hf_hub_download(HUB[name], filename, etag_timeout=CONNECT_TIMEOUT_S)
+        try:
+            paths = [hf_hub_download(HUB[name], file, local_files_only=True) for file in FILES]
+        except LocalEntryNotFoundError:
+            # Its client tries a hub that does not answer again and again; one short call of our own knows sooner.
+            get_session().head(constants.ENDPOINT, timeout=CONNECT_TIMEOUT_S)
+            paths = [hf_hub_download(HUB[name], file) for file in FILES]
     except Exception as error:  # the hub's client has many: no network, no such file, no disk, a proxy's answer
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{HUB[name]} can neither be found in the hub's cache nor downloaded: {reason}") from error
-    return Path(path).parent
+    return Path(paths[0]).parent
 
 
 def load(folder: Path, config: GPTConfig, dtype: torch.dtype, device: torch.device) -> GPT:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -155,8 +156,9 @@ def test_a_folder_for_the_demo_model_without_its_vocabulary_is_a_checkpoint_erro
 # The hub, offline; its client reads the environment when it is imported, hence the processes.
 
 
-def offline(cache: Path, code: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+def offline(cache: Path, code: str, hub: str | None = None) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"HF_HUB_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    env |= {"HF_ENDPOINT": hub} if hub else {"HF_HUB_OFFLINE": "1"}
     lines = ["from model.checkpoint import CheckpointError, fetch", "try:", f"    {code}"]
     lines += ["except CheckpointError as error:", "    print('E', error)"]
     return subprocess.run(
@@ -180,6 +182,13 @@ def test_what_is_not_in_the_hubs_cache_is_a_checkpoint_error_offline(tmp_path: P
     lines = run.stdout.splitlines()
     assert len(lines) == 1, run.stderr
     assert lines[0].startswith("E openai-community/gpt2 can neither be found in the hub's cache nor downloaded: ")
+
+
+def test_a_hub_that_never_answers_does_not_hold_up_the_start(tmp_path: Path):
+    """Left to itself the hub's client goes on trying for minutes: the process would run into its time-out."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        run = offline(tmp_path, "fetch('gpt2')", hub=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert run.stdout.startswith("E openai-community/gpt2 can neither be found"), run.stderr
 
 
 # Seeded random weights.
