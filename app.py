@@ -2,6 +2,7 @@
 gunicorn; gunicorn's worker calls `application()`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from config import Settings
 
 MAX_BODY_BYTES = 1 << 20
 DEFAULT_MODEL = "gpt2-medium"
+LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
 
 
 def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
@@ -40,7 +42,8 @@ def load_engine(settings: Settings) -> Engine:
     name = settings.model or DEFAULT_MODEL
     fall_back = not settings.model and settings.weights == "pretrained"
     loaded = load_model(name, settings.weights, settings.dtype, settings.device, fall_back=fall_back)
-    slots = settings.max_batch_size or (config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE)
+    usual = config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE
+    slots = settings.max_batch_size or min(usual, settings.token_budget)
     executor, limits = make_executor(
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
     )
@@ -60,7 +63,7 @@ def application() -> Flask:
     logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stderr)
     settings = config.read({}, os.environ, {})
     loop = BatchingLoop(
-        settings.make_policy(settings.mode, dict(settings.policy_arg)),
+        settings.make_policy(settings.mode, {}),
         lambda: load_engine(settings),
         on_ready=lambda engine: _print_ready(settings, engine),
         on_failed=_exit_failed,
@@ -82,6 +85,7 @@ def _print_ready(settings: Settings, engine: Engine) -> None:
 def _exit_failed(error: BaseException) -> None:
     """Gunicorn's master gives up, with the same status, when a worker ends with 3: no use in loading the model again."""
     print(f"server.sh: the server cannot go on: {error}", file=sys.stderr, flush=True)
+    time.sleep(LAST_ANSWERS_S)
     os._exit(3)
 
 
@@ -89,7 +93,14 @@ def _open_log(path: str) -> Any:
     file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the server runs
 
     def write(record: dict[str, Any]) -> None:
-        file.write(json.dumps(record) + "\n")
+        if file.closed:
+            return
+        try:
+            file.write(json.dumps(record) + "\n")
+        except OSError as error:  # a full disk ends the log, not the server
+            logging.getLogger("batchlab").error("--input-log: %s: the log ends here", error)
+            with contextlib.suppress(OSError):
+                file.close()
 
     return write
 

@@ -65,6 +65,12 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, _, value in pairs)
 
 
+def _key(text: str) -> str:
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
 def _truth(text: str) -> bool:
     if text.lower() not in ("1", "true", "yes", "0", "false", "no"):
         raise ValueError("must be true or false")
@@ -91,17 +97,19 @@ class Settings:
     kv_memory_gb: float | None = _setting(
         None, _number(0.001, 4096), "KV cache; default: half of what is free, at most 4 on a CPU"
     )
-    api_key: str = _setting("", str, "asked of every call but /health")
-    teacher_key: str = _setting("", str, "with it set, only it may switch modes and reset statistics")
+    api_key: str = _setting("", _key, "asked of every call but /health")
+    teacher_key: str = _setting("", _key, "with it set, only it may switch modes and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     input_log: str = _setting("", str, "write what the scheduler takes in to this file, for replay")
 
     def make_policy(self, mode: str, arguments: Mapping[str, Any]) -> Policy:
-        """The policy of `mode`; parameters that are settings too default to them. Raises ValueError naming the parameter."""
+        """The policy of `mode`. What `arguments` leave out is as the server was started, else the policy's default.
+        Raises ValueError naming the parameter."""
         cls = POLICIES[mode]
         shared = {f.name: getattr(self, f.name) for f in fields(cls.Params) if hasattr(self, f.name)}
-        return cls.from_arguments(shared | dict(arguments))
+        started_with = dict(self.policy_arg) if mode == self.mode else {}
+        return cls.from_arguments(shared | started_with | dict(arguments))
 
     @property
     def threads(self) -> int:
@@ -116,7 +124,7 @@ class Settings:
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
 
-def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Settings:
+def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str | None] | None) -> Settings:
     """Settings by name from the three sources, the first wins. Raises SettingError."""
     values = {}
     for f in fields(Settings):
@@ -124,7 +132,7 @@ def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mappi
         for source, name, text in (
             ("MODE" if f.name == "mode" else flag, f.name, flags.get(f.name)),
             (variable, variable, environment.get(variable)),
-            (f"{variable} in .env", variable, dotenv.get(variable)),
+            (f"{variable} in .env", variable, (dotenv or {}).get(variable)),
         ):
             if text is not None and (text != "" or name == f.name):
                 try:
@@ -133,16 +141,17 @@ def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mappi
                     raise SettingError(f"{source}: {error}, not {text!r}") from None
                 break
     settings = Settings(**values)
-    _check(settings)
+    if dotenv is not None:
+        _check(settings)
     return settings
 
 
 def _check(settings: Settings) -> None:
     if not (_is_loopback(settings.host) or settings.api_key or settings.insecure):
         raise SettingError(f"--host: {settings.host} can be reached from outside: set --api-key (or --insecure)")
-    slots = settings.max_batch_size or CPU_BATCH_SIZE
-    if settings.token_budget < slots:
-        raise SettingError(f"--token-budget: must be at least --max-batch-size ({slots}), not {settings.token_budget}")
+    if settings.token_budget < settings.max_batch_size:
+        least = f"--max-batch-size ({settings.max_batch_size})"
+        raise SettingError(f"--token-budget: must be at least {least}, not {settings.token_budget}")
     if settings.input_log:
         try:
             open(settings.input_log, "a").close()
@@ -151,7 +160,7 @@ def _check(settings: Settings) -> None:
     if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
         raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
     try:
-        settings.make_policy(settings.mode, dict(settings.policy_arg))
+        settings.make_policy(settings.mode, {})
     except ValueError as error:
         raise SettingError(f"--policy-arg: {error}") from None
 
@@ -168,8 +177,11 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(message)
 
 
-def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Settings:
-    """Settings from ./server.sh's command line. Raises SettingError; prints the usage and exits for --help or no argument."""
+def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[str, str | None] | None) -> Settings:
+    """Settings from ./server.sh's command line. Raises SettingError; prints the usage and exits for --help or no argument.
+
+    Without `dotenv` (python-dotenv is not installed yet) each value is checked, but not how they go together.
+    """
     modes = ", ".join(POLICIES)
     parser = _Parser(
         prog="./server.sh",
@@ -196,12 +208,12 @@ def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[
     return read(given, environment, dotenv)
 
 
-def load_dotenv() -> Mapping[str, str | None]:
-    """What .env beside this file says; nothing before python-dotenv is installed."""
+def load_dotenv() -> Mapping[str, str | None] | None:
+    """What .env beside this file says; None before python-dotenv is installed."""
     try:
         from dotenv import dotenv_values
     except ImportError:
-        return {}
+        return None
     return dotenv_values(Path(__file__).with_name(".env"))
 
 

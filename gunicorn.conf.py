@@ -23,6 +23,13 @@ proc_name = "batchlab"
 DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
 
 
+def worker_int(worker):
+    """Ctrl-C: nobody wants to wait, but everybody gets an answer."""
+    loop = worker.wsgi.extensions["batching"]
+    loop.drain("the server was stopped")
+    loop.abort("the server was stopped")
+
+
 def post_worker_init(worker):
     """On SIGTERM gunicorn closes the listener and waits for the requests; tell the batching loop to answer the queued ones."""
     loop = worker.wsgi.extensions["batching"]

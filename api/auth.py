@@ -32,5 +32,5 @@ def teacher_only(view: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _has(key: str) -> bool:
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    return bool(key) and hmac.compare_digest(given.encode(), key.encode())
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return bool(key) and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())

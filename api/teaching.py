@@ -43,7 +43,7 @@ def _answer(req: Request, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_tokens": len(req.output),
         "finish_reason": req.finish_reason,
         "ttft": req.token_times[0] - req.arrival,
-        "latency": (req.answered_at or req.token_times[-1]) - req.arrival,
+        "latency": (req.answered_at or 0.0) - req.arrival,
         "mode": req.mode,
     }
 

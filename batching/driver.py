@@ -44,16 +44,17 @@ class Driver:
         now = self._clock()
         self._write("submit", now=now, **describe_request(req))
         self.stats.on_submit(now)
-        try:
+        while True:
             try:
                 self.scheduler.submit(req, now)
             except PlanError as error:
-                self._depose(error, now)
-                self.scheduler.submit(req, now)
-        except Refused as refused:
-            req.error = refused
-            self.stats.on_answer(req)
-            self._on_answer(req)
+                self._depose(error, now)  # and ask the next one; the last resort raises nothing
+                continue
+            except Refused as refused:
+                req.error = refused
+                self.stats.on_answer(req)
+                self._on_answer(req)
+            return
 
     def cancel(self, request_id: str, error: RequestError) -> None:
         now = self._clock()
@@ -100,11 +101,12 @@ class Driver:
         return step
 
     def complete(self, result: StepResult) -> None:
-        stopped = [req.id for req in self.scheduler.complete(result)]
+        continued = self.scheduler.complete(result)
+        stopped = [req.id for req in continued if req.finish_reason == "stop"]
         error = None if result.error is None else str(result.error)
         times = {"started": result.started, "ended": result.ended}
         self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
-        self.stats.on_result(result)
+        self.stats.on_result(result, len(continued))
         self._hand_out()
 
     def _depose(self, error: PlanError, now: float) -> None:

@@ -184,10 +184,12 @@ class BatchingLoop:
             self._on_failed(error)
             return
         with self._condition:
-            if not self._stopping:
+            stopped_before = self._stopping
+            if not stopped_before:
                 self.health, self.reason = Health.READY, "ready"
         try:
-            self._on_ready(self.engine)
+            if not stopped_before:
+                self._on_ready(self.engine)
             self._turn(self._driver, self.engine.executor)
         except BaseException as error:
             traceback.print_exc()
@@ -203,9 +205,9 @@ class BatchingLoop:
                     if wait is None or wait > 0:
                         self._condition.wait(wait)
                 inbox, self._inbox, self._submitted = self._inbox, [], 0
+            failure = driver.last_failure
             for entry in inbox:
                 entry(driver)
-            failure = driver.last_failure
             due = driver.iterate(executor)
             if driver.last_failure is not failure:
                 log.error("%s; going on with %s", driver.last_failure, describe_policy(driver.scheduler.policy)["mode"])

@@ -6,6 +6,7 @@ overcommit blocks, seats or tokens; what it cannot express breaks a rule and rai
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 from batching.blocks import blocks_for
@@ -80,6 +81,7 @@ class Planner:
 
     def __init__(self, view: View, budget: int | None = None) -> None:
         """`budget` in tokens, padding included; by default the view's `token_budget`."""
+        self._view = view
         self.budget = view.limits.token_budget if budget is None else budget
         self.free_blocks = view.free_blocks
         self.free_seats = view.free_seats
@@ -98,7 +100,8 @@ class Planner:
         """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
         self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
-        self._rule(want is None or 1 <= want <= req.remaining, "no more than what remains to be computed", req)
+        whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
+        self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
         count = min(req.remaining, self.budget) if want is None else want
         admits = req.state is State.WAITING
@@ -150,15 +153,30 @@ class Planner:
 
     def wait_until(self, time: float) -> None:
         """Ask again at `time` (seconds, as `now`) even if nothing comes in; a time-out without polling."""
+        if not isfinite(time):
+            raise PlanError("time-outs end", f"wait_until({time})")
         self._wake_at = time if self._wake_at is None else min(time, self._wake_at)
 
     @property
     def preempted(self) -> Sequence[Request]:
         return self._preempt
 
-    def plan(self) -> Plan:
-        work = tuple(self._work.values())
-        return Plan(work, self._blocks, tuple(self._release), tuple(self._preempt), self._wake_at)
+    def plan(self, view: View) -> Plan:
+        """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
+        plan = Plan(tuple(self._work.values()), self._blocks, tuple(self._release), tuple(self._preempt), self._wake_at)
+        freed = [*plan.preempt, *filter(may_free, plan.release)]
+        blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
+        joining = sum(work.req.state is State.WAITING for work in plan.work)
+        tokens = sum(work.count + work.pad for work in plan.work)
+        for kept, rule in (
+            (view is self._view, "a plan is made on the view of its own step"),
+            (sum(plan.blocks.values()) <= blocks, "no more blocks than are free"),
+            (joining <= view.free_seats + len(freed), "no more requests than there are seats"),
+            (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
+        ):
+            if not kept:
+                raise PlanError(rule, f"{tokens} tokens, {joining} joining, {sum(plan.blocks.values())} of {blocks} blocks")
+        return plan
 
     def _rule(self, kept: bool, rule: str, req: Request) -> None:
         if not kept:

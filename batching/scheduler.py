@@ -3,7 +3,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from batching.blocks import BlockPool
@@ -94,7 +94,7 @@ class Scheduler:
         if not (view.waiting or self._resident):
             return None
         try:
-            plan = self.policy.schedule(view, now).plan()
+            plan = self.policy.schedule(view, now).plan(view)
         except PlanError:
             raise
         except Exception as error:
@@ -103,19 +103,20 @@ class Scheduler:
         return self._commit(plan, now)
 
     def complete(self, result: StepResult) -> list[Request]:
-        """Enter a step's tokens, or its failure, which ends that step's requests only. Returns those that met their stop."""
+        """Enter a step's tokens, or its failure, which ends that step's requests only. Returns those that got a token."""
         step = self._under_way.pop(result.step_id)
-        stopped = []
+        continued = []
         for row in step.rows:
             req = row.req
             req.in_flight -= 1
             req.num_pending -= row.samples
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
-            elif self._wants_token(row) and self._append(req, result.tokens[req.id], result.ended):
-                stopped.append(req)
+            elif self._wants_token(row):
+                self._append(req, result.tokens[req.id], result.ended)
+                continued.append(req)
         self._settle(result.ended)
-        return stopped
+        return continued
 
     def depose(self, error: PlanError, now: float) -> str:
         """The policy broke a rule: its resident requests fail, the last good policy goes on. Returns what they are told."""
@@ -158,7 +159,7 @@ class Scheduler:
         resident = [req for req in self._resident if req.state is State.RESIDENT]
         done = [req for req in self._resident if req.state is State.DONE]
         seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
-        waiting: Sequence[Request] = () if self._switches else self._waiting
+        waiting = () if self._switches else tuple(self._waiting)
         return View(waiting, resident, done, self.limits, self.blocks.num_free, seats)
 
     def _expire(self, now: float) -> None:
@@ -233,19 +234,17 @@ class Scheduler:
         """Not a row that only prefilled, nor one of a request that has ended since its step was planned."""
         return row.samples and row.req.state is not State.ANSWERED and row.req.finish_reason != "stop"
 
-    def _append(self, req: Request, token: int, now: float) -> bool:
-        """Enter one generated token; whether the request's stop condition is met by it."""
+    def _append(self, req: Request, token: int, now: float) -> None:
         req.tokens.append(token)
         req.token_times.append(now)
         if req.stop is None or not req.stop(req):
-            return False
+            return
         req.finish_reason = "stop"
         if req.state is State.WAITING:  # preempted while this step was under way
             self._waiting.remove(req)
             self._answer(req, now)
         elif req.state is State.RESIDENT:
             req.state = State.DONE
-        return True
 
     def _preempt(self, req: Request) -> None:
         self._resident.remove(req)

@@ -8,7 +8,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import pairwise
-from math import ceil
 from typing import Any, NamedTuple
 
 from batching.request import Priority, Request
@@ -57,6 +56,7 @@ class Stats:
 
     def on_step(self, step: Step, blocks_in_use: int) -> None:
         with self._lock:
+            self._started_at = step.planned_at if self._started_at is None else self._started_at
             self._steps += 1
             self._computed += step.num_tokens
             self._padding += step.num_padding
@@ -65,10 +65,11 @@ class Stats:
             self._peak_blocks = max(self._peak_blocks, blocks_in_use)
             self._recomputed += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
 
-    def on_result(self, result: StepResult) -> None:
+    def on_result(self, result: StepResult, tokens: int) -> None:
+        """`tokens` of the result counted; those of requests that had ended meanwhile did not."""
         with self._lock:
-            self._busy += result.ended - result.started
-            self._output += len(result.tokens)
+            self._busy += max(0.0, result.ended - max(result.started, self._started_at or result.started))
+            self._output += tokens
             self._last_at = result.ended
 
     def on_error(self, code: str) -> None:
@@ -84,7 +85,7 @@ class Stats:
             self._prompt += req.prompt_len
             times = req.token_times
             gaps = tuple(later - earlier for earlier, later in pairwise(times))
-            answered = req.answered_at or times[-1]
+            answered = req.answered_at if req.answered_at is not None else times[-1]
             self._last_at = max(self._last_at, answered)
             record = RequestRecord(req.priority, times[0] - req.arrival, answered - req.arrival, len(times), gaps)
             self._requests.append(record)
@@ -135,10 +136,17 @@ def _latencies(records: list[RequestRecord]) -> dict[str, Any]:
 
 
 def distribution(values: Iterable[float]) -> dict[str, float | None]:
-    """Mean and nearest-rank percentiles, in the values' unit; None where there are no values."""
+    """Mean and percentiles (linear between the nearest ranks), in the values' unit; None where there are no values."""
     ordered = sorted(values)
-    at = {f"p{p}": ordered[ceil(p / 100 * len(ordered)) - 1] if ordered else None for p in (50, 90, 99)}
-    return {"mean": _mean(ordered), **at}
+    return {"mean": _mean(ordered), **{f"p{percent}": _percentile(ordered, percent) for percent in (50, 90, 99)}}
+
+
+def _percentile(ordered: list[float], percent: float) -> float | None:
+    if not ordered:
+        return None
+    below, part = divmod((len(ordered) - 1) * percent / 100, 1)
+    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    return low + (high - low) * part
 
 
 def _mean(values: list[float]) -> float | None:

@@ -21,7 +21,6 @@ CONFIGS = {
 }
 HUB = {name: f"openai-community/{name}" for name in CONFIGS} | {"distilgpt2": "distilbert/distilgpt2"}
 DEMO = Path(__file__).parent / "demo"
-MODELS = (*CONFIGS, "demo")
 CONNECT_TIMEOUT_S = 3
 WEIGHTS_FILE = "model.safetensors"
 FILES = ("vocab.json", "config.json", WEIGHTS_FILE)
@@ -58,7 +57,10 @@ def config_of(name: str, folder: Path | None) -> GPTConfig:
     for field, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise CheckpointError(f"{path}: {field} must be a whole number of at least 1, not {size!r}")
-    config = replace(GPTConfig(), **sizes, layer_norm_epsilon=float(given.get("layer_norm_epsilon", 1e-5)))
+    epsilon = given.get("layer_norm_epsilon", 1e-5)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        raise CheckpointError(f"{path}: layer_norm_epsilon must be a number between 0 and 1, not {epsilon!r}")
+    config = replace(GPTConfig(), **sizes, layer_norm_epsilon=float(epsilon))
     if config.n_embd % config.n_head:
         raise CheckpointError(f"{path}: n_embd {config.n_embd} cannot be split over n_head {config.n_head} heads")
     return config
@@ -95,11 +97,13 @@ def load(folder: Path, config: GPTConfig, dtype: torch.dtype, device: torch.devi
         with safe_open(path, framework="pt") as file:
             stored = set(file.keys())
             prefix = "transformer." if "transformer.wte.weight" in stored else ""
+            if f"{prefix}h.{config.n_layer}.ln_1.weight" in stored:
+                raise CheckpointError(f"{path}: holds more layers than the {config.n_layer} of the configuration")
             for name, parameter in model.named_parameters():
                 if prefix + name not in stored:
                     raise CheckpointError(f"{path}: tensor {prefix + name} is missing")
                 tensor = file.get_tensor(prefix + name)
-                tensor = tensor.t() if name.endswith(CONV1D) else tensor
+                tensor = tensor.t() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor
                 if tensor.shape != parameter.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
                     raise CheckpointError(f"{path}: tensor {prefix + name} has shape {shapes}")

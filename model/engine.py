@@ -1,7 +1,7 @@
 """From settings to an engine that computes: find the weights, the vocabulary, the memory; say plainly where it fell back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,13 +56,14 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
         if found.vocab_size > config.vocab_size:
             raise CheckpointError(f"{folder}: the model has {config.vocab_size} tokens, vocabulary {found.name} more")
         model = checkpoint.load(folder, config, DTYPES[kind], on)
-        return Loaded(model, found, name, weights, kind, on)
+        shown = "bundled" if folder == checkpoint.DEMO else weights
+        return Loaded(model, found, name, shown, kind, on)
     except CheckpointError as error:
         if not fall_back:
             raise
         demo = load_model("demo", "pretrained", dtype, device, fall_back=False)
         note = f"{name} cannot be served: {error}. Serving the bundled demo model instead."
-        return Loaded(demo.model, demo.tokenizer, "demo", "bundled", demo.dtype, on, note)
+        return replace(demo, note=note)
 
 
 def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
@@ -92,7 +93,7 @@ def make_executor(
     limits = Limits(
         max_batch_size=max_batch_size,
         token_budget=token_budget,
-        max_prefill_tokens=max(8192, max_batch_size),
+        max_prefill_tokens=max(8192, max_batch_size, config.block_size),
         max_context=config.block_size,
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,

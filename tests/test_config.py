@@ -144,8 +144,8 @@ CHANGED: dict[str, Any] = {
     "token_budget": 100,
     "max_queue": 7,
     "kv_memory_gb": 0.1,
-    "api_key": "a key",
-    "teacher_key": "käse",
+    "api_key": "a-key",
+    "teacher_key": "cheese",
     "insecure": True,
     "policy_arg": (("batch_timeout_ms", "5"),),
     "input_log": "/tmp/log",
@@ -217,3 +217,21 @@ def test_server_sh_without_arguments_prints_the_usage_and_installs_nothing() -> 
     ended = run("bash", "server.sh", PYTHON=sys.executable)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "MODE" in ended.stdout
+
+
+def test_keys_that_no_header_can_carry_are_refused() -> None:
+    for key in ("abc ", "k\u00e9y", "a\nb"):
+        with pytest.raises(SettingError, match=r"--api-key: must be printable ASCII"):
+            parse(["dynamic", "--api-key", key], {}, {})
+
+
+def test_before_dotenv_is_installed_a_key_that_may_stand_in_it_is_not_missed() -> None:
+    assert parse(["dynamic", "--host", "0.0.0.0"], {}, None).host == "0.0.0.0"
+
+
+def test_a_mode_keeps_the_parameters_it_was_started_with_when_it_comes_back() -> None:
+    settings = parse(["static", "--policy-arg", "batch_timeout_ms=200"], {}, {})
+    assert settings.make_policy("static", {}).params.batch_timeout_ms == 200
+    assert settings.make_policy("static", {"batch_timeout_ms": 5}).params.batch_timeout_ms == 5
+    settings = parse(["nobatch", "--batch-timeout-ms", "70"], {}, {})
+    assert settings.make_policy("static", {}).params.batch_timeout_ms == 70

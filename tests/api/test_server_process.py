@@ -1,6 +1,7 @@
 """The real server, as its users start it: what it prints, how it drains, and what only a real connection can show."""
 
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,15 @@ def test_sigterm_finishes_what_runs_and_answers_503_to_what_waits(start_process:
             assert [call.status() for call in (running, second, third)] == [200, 503, 503]
     assert slow.wait() == 0
     assert not any("Traceback" in line for line in slow.stderr)
+
+
+def test_ctrl_c_answers_everyone_at_once(start_process: Start) -> None:
+    slow = start_process("dynamic", *SLOW).wait_until_ready()
+    with RawRequest(slow, **LONG) as running, RawRequest(slow, **LONG) as waiting:
+        slow.wait_for_load(running=1, queue_depth=1)
+        slow.process.send_signal(signal.SIGINT)
+        assert [call.status() for call in (running, waiting)] == [503, 503]
+    assert slow.wait() == 0
 
 
 def test_a_load_that_fails_is_one_clear_line_and_no_status_0(start_process: Start, tmp_path: Path) -> None:

@@ -126,6 +126,101 @@ class LeavesResidentsAlone(Policy):
         return plan
 
 
+class ChangesTheQueue(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view)
+        plan.run(view.waiting.popleft())  # type: ignore[attr-defined]
+        return plan
+
+
+class KeepsItsPlanner(Policy):
+    plan: Planner | None = None
+
+    def schedule(self, view: View, now: float) -> Planner:
+        if self.plan is None:
+            self.plan = Planner(view)
+            self.plan.wait_until(now + 1)
+        return self.plan
+
+
+class TakesMore(Policy):
+    """Helps itself to `what`."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view, budget=10**9 if self.what == "budget" else None)
+        setattr(plan, self.what, 10**9)
+        for req in view.waiting:
+            plan.run(req, req.remaining, reserve=64 if self.what == "free_blocks" else 0)
+        return plan
+
+
+class WaitsUntil(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view)
+        plan.wait_until(float("inf"))
+        return plan
+
+
+class HalvesTokens(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view)
+        for req in view.waiting:
+            plan.run(req, req.remaining / 2)  # type: ignore[arg-type]
+        return plan
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "request_shape"),
+    [
+        (ChangesTheQueue(), "raised", (3, 3)),
+        (KeepsItsPlanner(), "view of its own step", (3, 3)),
+        (TakesMore("free_blocks"), "no more blocks", (3, 5)),
+        (TakesMore("free_seats"), "no more requests", (8, 3)),
+        (TakesMore("budget"), "no more tokens", (4, 20)),
+        (WaitsUntil(), "time-outs end", (3, 3)),
+        (HalvesTokens(), "a whole number", (3, 3)),
+    ],
+    ids=lambda value: value.what if isinstance(value, TakesMore) else type(value).__name__ if isinstance(value, Policy) else "",
+)
+def test_a_policy_that_goes_around_the_planner_is_deposed_too(policy: Policy, rule: str, request_shape: tuple[int, int]):
+    number, prompt = request_shape
+    answered: list[Request] = []
+    clock = VirtualClock()
+    roomy = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=20)
+    driver = Driver(Scheduler(Dynamic(), roomy), clock, answered.append)
+    driver.switch(policy)
+    for i in range(number):
+        driver.submit(Request(str(i), [0] * prompt, 4))
+    executor = VirtualExecutor(clock)
+    while (due := driver.iterate(executor)) is not None:
+        clock.now = max(clock.now, due)
+    assert driver.last_failure is not None
+    assert rule in driver.last_failure
+    assert [req.error for req in answered] == [None] * number
+
+
+def test_policies_that_raise_when_asked_to_refuse_are_deposed_one_after_the_other():
+    class Refuses(NoBatch):
+        def refuses(self, req: Request, limits: Limits) -> str | None:
+            raise ValueError("cannot say")
+
+    answered: list[Request] = []
+    clock = VirtualClock()
+    driver = Driver(Scheduler(Refuses(), LIMITS), clock, answered.append)
+    driver.switch(Refuses())
+    executor = VirtualExecutor(clock)
+    driver.iterate(executor)
+    driver.submit(Request("a", [0], 2))
+    while (due := driver.iterate(executor)) is not None:
+        clock.now = max(clock.now, due)
+    assert [(req.id, req.error) for req in answered] == [("a", None)]
+    assert "cannot say" in str(driver.last_failure)
+
+
 @pytest.mark.parametrize(
     ("policy", "rule"),
     [
@@ -260,13 +355,15 @@ class TestPlanner:
 
     def test_preempting_refunds_what_this_plan_had_granted(self):
         a, b = (Request(name, [0] * 10, 2) for name in "ab")
-        plan = Planner(self.view(a, b, free_seats=1))
+        view = self.view(a, b, free_seats=1)
+        plan = Planner(view)
         assert plan.run(a) == 10
         plan.preempt(a)
         assert (plan.budget, plan.free_blocks, plan.free_seats) == (16, 16, 1)
         assert plan.run(b) == 10
-        assert [work.req.id for work in plan.plan().work] == ["b"]
-        assert plan.plan().preempt == ()
+        decided = plan.plan(view)
+        assert [work.req.id for work in decided.work] == ["b"]
+        assert decided.preempt == ()
 
     @pytest.mark.parametrize(
         "breach",

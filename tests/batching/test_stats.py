@@ -1,5 +1,7 @@
 """The figures of /stats from runs whose every time is known."""
 
+import pytest
+
 from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.policies.static import Static
@@ -7,15 +9,16 @@ from batching.policy import Limits, Policy
 from batching.request import Priority, Request
 from batching.scheduler import Scheduler
 from batching.stats import distribution
+from batching.step import StepResult
 from simulator.virtual import VirtualClock, VirtualExecutor
 
 LIMITS = Limits(max_batch_size=2, token_budget=64, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=4)
 
 
-def run(policy: Policy, requests: list[Request], step_time: float = 1.0) -> Driver:
+def run(policy: Policy, requests: list[Request], step_time: float = 1.0, depth: int = 1) -> Driver:
     clock = VirtualClock()
     driver = Driver(Scheduler(policy, LIMITS), clock, lambda req: None)
-    executor = VirtualExecutor(clock, lambda step: step_time)
+    executor = VirtualExecutor(clock, lambda step: step_time, depth)
     for req in requests:
         driver.submit(req)
     while (due := driver.iterate(executor)) is not None:
@@ -38,6 +41,23 @@ def test_throughput_is_per_wall_clock_second_and_not_per_summed_latency():
     assert stats["latency"]["immediate"]["e2el"]["p99"] == 2.0
     assert stats["latency"]["immediate"]["tpot"]["p50"] == 0.5
     assert stats["latency"]["immediate"]["itl"]["mean"] == 0.5
+
+
+def test_a_token_computed_after_the_stop_is_not_counted():
+    stop_after_two = [Request(name, [0], 9, stop=lambda req: len(req.output) == 2) for name in "ab"]
+    driver = run(Dynamic(), stop_after_two, depth=2)
+    assert driver.stats.summary(now=0, live=False)["total-tokens-handled"] == 4
+
+
+def test_a_step_that_was_under_way_at_a_reset_counts_from_the_reset_on():
+    clock = VirtualClock()
+    driver = Driver(Scheduler(Dynamic(), LIMITS), clock, lambda req: None)
+    driver.submit(Request("a", [0], 2))
+    step = driver.plan()
+    assert step is not None
+    driver.stats.reset(now=9.0, live=True)
+    driver.complete(StepResult(step.id, 0.0, 10.0, {"a": 1}))
+    assert driver.stats.summary(now=10.0, live=True)["busy_share"] == 1.0
 
 
 def test_padding_is_counted_apart_from_the_tokens_that_count():
@@ -71,6 +91,6 @@ def test_a_single_token_has_no_time_per_output_token():
     assert driver.stats.summary(now=0, live=False)["latency"]["all"]["tpot"]["mean"] is None
 
 
-def test_percentiles_are_nearest_rank():
-    assert distribution(range(1, 101)) == {"mean": 50.5, "p50": 50, "p90": 90, "p99": 99}
+def test_percentiles_lie_linearly_between_the_nearest_ranks():
+    assert distribution(range(1, 101)) == pytest.approx({"mean": 50.5, "p50": 50.5, "p90": 90.1, "p99": 99.01})
     assert distribution([3.0]) == {"mean": 3.0, "p50": 3.0, "p90": 3.0, "p99": 3.0}

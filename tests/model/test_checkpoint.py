@@ -112,6 +112,26 @@ def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(folder: Path):
     assert "(127,), not (128,)" in message
 
 
+def test_a_tensor_of_three_dimensions_is_a_wrong_shape(folder: Path):
+    rewrite(
+        folder, lambda tensors: tensors.update({name: t[None] for name, t in tensors.items() if "0.attn.c_attn.weight" in name})
+    )
+    assert "c_attn.weight has shape" in fault(folder)
+
+
+def test_a_file_with_more_layers_than_its_configuration_is_not_cut_short(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
+    assert "more layers" in fault(folder)
+
+
+@pytest.mark.parametrize("epsilon", [None, "x", -1, float("nan"), True])
+def test_an_epsilon_that_is_no_small_number_is_named(folder: Path, epsilon):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": epsilon}))
+    assert "layer_norm_epsilon" in fault(folder)
+
+
 def test_weights_of_another_layout_are_a_wrong_shape(folder: Path):
     def transpose(tensors: dict[str, torch.Tensor]) -> None:
         name = "transformer.h.0.mlp.c_fc.weight"
