@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from typing import Any
@@ -111,6 +112,12 @@ def main() -> None:
     except config.SettingError as error:
         print(f"server.sh: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:  # gunicorn would try five times, and say so ten times
+        print(f"server.sh: {settings.host}, port {settings.port}: cannot listen there: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     here = os.path.dirname(os.path.abspath(__file__))
     command = [sys.executable, "-m", "gunicorn", "-c", os.path.join(here, "gunicorn.conf.py")]

@@ -190,7 +190,7 @@ def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[
         allow_abbrev=False,
     )
     for f in fields(Settings):
-        shown = "" if f.default in ("", 0, None, False) or f.name == "policy_arg" else f" (default: {f.default})"
+        shown = "" if f.default in ("", 0, None, False, ()) or f.name == "mode" else f" (default: {f.default})"
         text = (f.metadata["help"] + shown).replace("%", "%%")
         if f.name == "mode":
             parser.add_argument("mode", metavar="MODE", help=text)

@@ -159,6 +159,7 @@ def save(model, out: Path) -> None:
         "n_layer": model.config.n_layer, "n_head": model.config.n_head, "n_embd": model.config.n_embd,
         "n_positions": model.config.n_positions, "vocab_size": model.config.vocab_size,
         "layer_norm_epsilon": model.config.layer_norm_epsilon,
+        "bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id,
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     tensors = {n: p.detach().to(torch.float16).contiguous() for n, p in model.transformer.named_parameters()}

@@ -3,6 +3,8 @@
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from .server_process import START_TIMEOUT_S, RawRequest, ServerProcess, wait_for
+from .server_process import ROOT, START_TIMEOUT_S, RawRequest, ServerProcess, clean_environment, wait_for
 
 Start = Callable[..., ServerProcess]
 DEMO = ("--model", "demo", "--dtype", "fp32", "--device", "cpu")
@@ -187,6 +189,16 @@ def test_ctrl_c_answers_everyone_at_once(start_process: Start) -> None:
         slow.process.send_signal(signal.SIGINT)
         assert [call.status() for call in (running, waiting)] == [503, 503]
     assert slow.wait() == 0
+
+
+def test_a_port_that_is_taken_is_one_clear_line(server: ServerProcess) -> None:
+    second = subprocess.run(
+        [sys.executable, "app.py", "dynamic", "--port", str(server.port)],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"server.sh: 127.0.0.1, port {server.port}: cannot listen there: Address already in use")
+    assert second.stderr.count("\n") == 1
 
 
 def test_a_load_that_fails_is_one_clear_line_and_no_status_0(start_process: Start, tmp_path: Path) -> None:
