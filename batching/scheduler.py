@@ -5,6 +5,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from itertools import count
 
 from batching.blocks import BlockPool
 from batching.policies import mode_of
@@ -31,6 +32,7 @@ class Scheduler:
         self._lingering: list[Request] = []  # ended while a step held them: keep seat and blocks until it is complete
         self._released: list[Request] = []  # by a plan; answered once their last token is known
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
+        self._sequence = count()  # decides between equal deadlines
         self._under_way: dict[int, Step] = {}
         self._answered: list[Request] = []
         self._next_id = 0
@@ -62,7 +64,7 @@ class Scheduler:
         self._requests[req.id] = req
         self._waiting.append(req)
         if req.deadline is not None:
-            heappush(self._deadlines, (req.deadline, id(req), req))
+            heappush(self._deadlines, (req.deadline, next(self._sequence), req))
         self._empty_plans = 0
 
     def cancel(self, request_id: str, now: float, error: RequestError) -> None:
