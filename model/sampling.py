@@ -26,31 +26,35 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
     for (draw_rows, _), rows in groups.items():
         own = [params[row] for row in rows]
         u = _column([uniform(params[row].seed, indices[row]) for row in rows])
-        scaled = logits[rows].cpu().double()
-        scaled = (scaled - scaled.amax(-1, keepdim=True)) / _column([p.temperature for p in own])
-        for row, token in zip(rows, draw_rows(scaled, own, u).tolist(), strict=True):
+        for row, token in zip(rows, draw_rows(logits[rows].cpu(), own, u).tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
-def _plain(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
-    return _invert(scaled.softmax(-1), u)
+def _plain(logits: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    return _invert(_probabilities(logits, params), u)
 
 
-def _top_p(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
-    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+def _top_p(logits: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
     return _nucleus(ordered, ids, params, u)
 
 
-def _top_k(scaled: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
+def _top_k(logits: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
     """The k likeliest of each row, k being one number for all of them; top_p counts within them."""
-    ordered, ids = scaled.topk(min(params[0].top_k, scaled.shape[1]))
+    ordered, ids = logits.topk(min(params[0].top_k, logits.shape[1]))
     return _nucleus(ordered, ids, params, u)
+
+
+def _probabilities(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """In float64, and relative to the largest logit, so that no temperature is too small."""
+    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / _column([p.temperature for p in params])
+    return scaled.softmax(-1)
 
 
 def _nucleus(ordered: torch.Tensor, ids: torch.Tensor, params: Sequence[SamplingParams], u: torch.Tensor) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty."""
-    probs = ordered.softmax(-1)
+    probs = _probabilities(ordered, params)
     before = probs.cumsum(-1) - probs
     probs = probs.masked_fill((before >= _column([p.top_p for p in params])) & (before > 0), 0.0)
     return ids.gather(-1, _invert(probs, u)[:, None])[:, 0]
