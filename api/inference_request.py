@@ -10,7 +10,7 @@ from batching.policy import Limits
 from batching.request import Priority, Request, SamplingParams
 from model.tokenizer import StopStrings, Tokenizer
 
-TEMPERATURE, TOP_K = 0.7, 40  # where a call does not say: small models repeat themselves when they are greedy
+TEMPERATURE, TOP_K = 0.6, 40  # where a call does not say: small models repeat themselves when they are greedy
 MAX_TEMPERATURE = 2.0
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 100
 MAX_SEED = 2**63 - 1

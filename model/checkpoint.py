@@ -81,7 +81,7 @@ def fetch(name: str) -> Path:
             get_session().head(constants.ENDPOINT, timeout=CONNECT_TIMEOUT_S)
             paths = [hf_hub_download(HUB[name], file) for file in FILES]
     except Exception as error:  # the hub's client has many: no network, no such file, no disk, a proxy's answer
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise CheckpointError(f"{HUB[name]} can neither be found in the hub's cache nor downloaded: {reason}") from error
     return Path(paths[0]).parent
 
