@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from typing import Any
 
 from flask import Flask
@@ -38,6 +39,8 @@ def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
 
 def load_engine(settings: Settings) -> Engine:
     """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
+    # The server converts nothing to NumPy, and so does not install it; torch would remark on that.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     from model.engine import load_model, make_executor  # torch: a second that the listener need not wait for
 
     name = settings.model or DEFAULT_MODEL
@@ -116,7 +119,10 @@ def main() -> None:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:  # gunicorn would try five times, and say so ten times
-        print(f"server.sh: {settings.host}, port {settings.port}: cannot listen there: {error.strerror}", file=sys.stderr)
+        print(
+            f"server.sh: {settings.host}, port {settings.port}: cannot listen there: {os.strerror(error.errno or 0)}",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     here = os.path.dirname(os.path.abspath(__file__))

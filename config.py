@@ -55,6 +55,7 @@ def _one_of(*names: str) -> Callable[[str], str]:
             raise ValueError(f"must be one of {', '.join(names)}")
         return text
 
+    parse.names = names  # type: ignore[attr-defined] # for the usage
     return parse
 
 
@@ -192,6 +193,8 @@ def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[
     for f in fields(Settings):
         shown = "" if f.default in ("", 0, None, False, ()) or f.name == "mode" else f" (default: {f.default})"
         text = (f.metadata["help"] + shown).replace("%", "%%")
+        if names := getattr(f.metadata["parse"], "names", ()):
+            text = f"{', '.join(names)}; {text}"
         if f.name == "mode":
             parser.add_argument("mode", metavar="MODE", help=text)
         elif f.metadata["parse"] is _truth:

@@ -42,6 +42,7 @@ def post_worker_init(worker):
             loop.join(DRAIN_MARGIN_S)
 
     def on_sigterm(number, frame):
+        print("shutting down: what runs may finish, what is queued gets 503", flush=True)
         threading.Thread(target=drain, name="drain", daemon=True).start()
         close_listener(number, frame)
 

@@ -1,7 +1,7 @@
 """The one background thread: it loads the model, then turns the driver's crank. HTTP threads put requests into its inbox and
 wait on their own `threading.Event`; the thread sleeps on a condition, never in a polling loop.
 
-The only module of this room that knows threads and the clock.
+The only module of this room that starts threads and reads the clock.
 """
 
 import logging

@@ -76,6 +76,8 @@ def compare(server: Server, args: argparse.Namespace) -> int:
     runs = [run for run in runs if run.answers]
     if runs:
         _write_report(server, args, runs)
+    if not stopped and not any(not answer.error for run in runs for answer in run.answers):
+        stopped = "not one request was answered"
     return _fail(stopped) if stopped else 0
 
 

@@ -12,6 +12,10 @@ from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 
 
+class PolicyFailed(Exception):
+    """The policy raised or broke a rule; the message names both."""
+
+
 class VirtualClock:
     """Seconds since the start of the run."""
 
@@ -63,7 +67,10 @@ def simulate(
     on_step: Callable[[Step], None] = lambda step: None,
     log: Log | None = None,
 ) -> list[Request]:
-    """Serve `requests`, each at its arrival, to the last. Returns them in the order of their answers."""
+    """Serve `requests`, each at its arrival, to the last. Returns them in the order of their answers.
+
+    Raises PolicyFailed where the server would go on with the last good policy: here that would hide what is being tried.
+    """
     clock = VirtualClock()
     answered: list[Request] = []
 
@@ -78,6 +85,8 @@ def simulate(
         while coming and coming[0].arrival <= clock.now:
             driver.submit(coming.popleft())
         due = driver.iterate(executor)
+        if driver.last_failure:
+            raise PolicyFailed(driver.last_failure)
         if due is None or due > clock.now:
             times = [time for time in (due, coming[0].arrival if coming else None) if time is not None]
             if not times:

@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "policy_class" in metafunc.fixturenames:
+        for path in metafunc.config.getoption("--policy"):
+            if not Path(path).is_file():
+                raise pytest.UsageError(f"--policy {path}: no such file")
         own = [cls for path in metafunc.config.getoption("--policy") for cls in _policies_in(Path(path))]
         classes = own or list(POLICIES.values())
         metafunc.parametrize("policy_class", classes, ids=[cls.__name__ for cls in classes])

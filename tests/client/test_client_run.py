@@ -90,10 +90,10 @@ def test_failed_requests_are_counted_by_kind_and_the_rest_is_kept(
     assert statuses == ["429", "429", "504", "connection lost", *["ok"] * 4]
 
 
-def test_a_run_in_which_every_request_fails_still_writes_everything(stub: Stub, tmp_path: Path) -> None:
+def test_a_run_in_which_every_request_fails_still_writes_everything_and_exits_1(stub: Stub, tmp_path: Path) -> None:
     stub.refuse = dict.fromkeys(range(1, 9), 503)
     stub.stats = {}
-    assert go(stub, tmp_path) == 0
+    assert go(stub, tmp_path) == 1
     assert {row["status"] for row in rows(tmp_path)} == {"503"}
     assert (tmp_path / "latency.png").exists()
 

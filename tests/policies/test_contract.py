@@ -5,13 +5,14 @@ pytest tests/policies --policy mine.py
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batching.policy import Limits, Policy
+from batching.policy import Limits, Planner, Policy, View
 from batching.request import Priority, Request
 from batching.step import Step
-from simulator.virtual import simulate
+from simulator.virtual import PolicyFailed, simulate
 
 workloads = st.lists(
     st.tuples(
@@ -33,6 +34,25 @@ engines = st.builds(
     block_size=st.sampled_from([1, 4, 16]),
     num_blocks=st.integers(3, 60),
 )
+
+
+class NeverPlans(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        return Planner(view)
+
+
+class AsksForTooMuch(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view)
+        for req in view.waiting:
+            plan.run(req, req.remaining + 1)
+        return plan
+
+
+@pytest.mark.parametrize("broken", [Policy, NeverPlans, AsksForTooMuch])
+def test_the_contract_is_not_kept_for_a_broken_policy_by_the_one_that_takes_over(broken: type[Policy]):
+    with pytest.raises(PolicyFailed, match=broken.__name__):
+        simulate(broken(), Limits(), [Request("a", [0], 1)])
 
 
 def requests_of(workload) -> list[Request]:
