@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tiktoken
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--adam-lr", type=float, default=4e-3)
     parser.add_argument("--decay", type=float, default=0.6, help="share of the steps in which the rate falls to zero")
     parser.add_argument("--seed", type=int, default=1729)
+    parser.add_argument("--init", type=Path, help="a folder with the weights to go on from, of the same shape")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,8 @@ def main() -> None:
             activation_function="gelu_pytorch_tanh", bos_token_id=encoding.eot_token, eos_token_id=encoding.eot_token,
         )
     )  # fmt: skip
+    if args.init:
+        model.transformer.load_state_dict(load_file(args.init / "model.safetensors"))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters", flush=True)
     started = time.time()
     fit(model, train, held_out, held_out_text, args)
