@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -124,10 +125,19 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+    allow_open_files(2 * settings.threads)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     here = os.path.dirname(os.path.abspath(__file__))
     command = [sys.executable, "-m", "gunicorn", "-c", os.path.join(here, "gunicorn.conf.py")]
     os.execve(sys.executable, command, environment | settings.environment())
+
+
+def allow_open_files(wanted: int) -> None:
+    """A waiting request is an open socket: many shells allow 1,024 files a process, and more where it is asked for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 if __name__ == "__main__":

@@ -235,3 +235,11 @@ def test_a_mode_keeps_the_parameters_it_was_started_with_when_it_comes_back() ->
     assert settings.make_policy("static", {"batch_timeout_ms": 5}).params.batch_timeout_ms == 5
     settings = parse(["nobatch", "--batch-timeout-ms", "70"], {}, {})
     assert settings.make_policy("static", {}).params.batch_timeout_ms == 70
+
+
+def test_a_server_started_where_few_open_files_are_allowed_asks_for_as_many_as_its_queue_needs() -> None:
+    code = "import resource as r, app; r.setrlimit(r.RLIMIT_NOFILE, (64, 700)); app.allow_open_files({}); "
+    code += "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    assert run(sys.executable, "-c", code.format(500)).stdout == "500 700\n"
+    assert run(sys.executable, "-c", code.format(5000)).stdout == "700 700\n"
+    assert run(sys.executable, "-c", code.format(10)).stdout == "64 700\n"
