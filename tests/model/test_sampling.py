@@ -87,12 +87,12 @@ def test_a_draw_is_the_largest_of_log_probability_plus_gumbel_noise(seed: int, i
     "params", [SamplingParams(0.9), SamplingParams(0.9, top_k=40), SamplingParams(0.9, top_p=0.9)], ids=str
 )
 def test_rounding_errors_of_the_logits_change_next_to_no_draw(params: SamplingParams):
-    """Inverting the cumulated distribution in the order of the ids would change some ten of these."""
-    draws = 500
+    """Inverting the cumulated distribution in the order of the ids would change some dozens of these."""
+    draws = 2000
     logits = random_logits(1, 5000).expand(draws, -1)
-    jitter = 1e-5 * torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
+    jitter = 1e-4 * torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
     before, after = (sample(x, [params] * draws, range(draws)) for x in (logits, logits + jitter))
-    assert sum(a != b for a, b in zip(before, after, strict=True)) <= 1
+    assert sum(a != b for a, b in zip(before, after, strict=True)) <= 5
 
 
 def uniform(seed: int, index: int) -> float:
