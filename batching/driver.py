@@ -42,7 +42,8 @@ class Driver:
     def submit(self, req: Request) -> None:
         """Queue `req`; one that is refused is answered with its `Refused`."""
         now = self._clock()
-        self._write("submit", now=now, **describe_request(req))
+        if self._log:
+            self._write("submit", now=now, **describe_request(req))
         self.stats.on_submit(now)
         while True:
             try:

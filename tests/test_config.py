@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batching.policies import POLICIES
-from config import PREFIX, SettingError, Settings, parse, read
+from config import MODELS, PREFIX, SettingError, Settings, parse, read
+from model.checkpoint import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -243,3 +244,7 @@ def test_a_server_started_where_few_open_files_are_allowed_asks_for_as_many_as_i
     assert run(sys.executable, "-c", code.format(500)).stdout == "500 700\n"
     assert run(sys.executable, "-c", code.format(5000)).stdout == "700 700\n"
     assert run(sys.executable, "-c", code.format(10)).stdout == "64 700\n"
+
+
+def test_the_models_of_the_settings_are_those_that_can_be_loaded() -> None:
+    assert set(MODELS) == {*CONFIGS, "demo"}

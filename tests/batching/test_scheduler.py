@@ -2,16 +2,15 @@
 
 import pytest
 
-from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.static import Static
-from batching.policy import Limits, PlanError, Planner, Policy, View
+from batching.policy import Limits, Policy
 from batching.request import Priority, Refused, Request, RequestError, State
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
-from simulator.virtual import VirtualClock, VirtualExecutor, simulate
+from simulator.virtual import simulate
 
 LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
 
@@ -91,172 +90,6 @@ def test_a_policy_that_takes_over_turns_away_what_it_can_never_run():
     assert "has too long a prompt" in str(turned_away.error)
 
 
-class Raises(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        raise ZeroDivisionError("no idea")
-
-
-class Overreaches(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        for req in view.waiting:
-            plan.run(req, req.remaining + 1)
-        return plan
-
-
-class PlansNothing(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        return Planner(view)
-
-
-class WaitsForEver(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        plan.wait_until(now + 1)
-        return plan
-
-
-class LeavesResidentsAlone(Policy):
-    """Admits everyone, then never runs them again."""
-
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        for req in view.waiting:
-            plan.run(req)
-        return plan
-
-
-class ChangesTheQueue(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        plan.run(view.waiting.popleft())  # type: ignore[attr-defined]
-        return plan
-
-
-class KeepsItsPlanner(Policy):
-    plan: Planner | None = None
-
-    def schedule(self, view: View, now: float) -> Planner:
-        if self.plan is None:
-            self.plan = Planner(view)
-            self.plan.wait_until(now + 1)
-        return self.plan
-
-
-class TakesMore(Policy):
-    """Helps itself to `what`."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=10**9 if self.what == "budget" else None)
-        setattr(plan, self.what, 10**9)
-        for req in view.waiting:
-            plan.run(req, req.remaining, reserve=64 if self.what == "free_blocks" else 0)
-        return plan
-
-
-class WaitsUntil(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        plan.wait_until(float("inf"))
-        return plan
-
-
-class HalvesTokens(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        for req in view.waiting:
-            plan.run(req, req.remaining / 2)  # type: ignore[arg-type]
-        return plan
-
-
-@pytest.mark.parametrize(
-    ("policy", "rule", "request_shape"),
-    [
-        (ChangesTheQueue(), "raised", (3, 3)),
-        (KeepsItsPlanner(), "view of its own step", (3, 3)),
-        (TakesMore("free_blocks"), "no more blocks", (3, 5)),
-        (TakesMore("free_seats"), "no more requests", (8, 3)),
-        (TakesMore("budget"), "no more tokens", (4, 20)),
-        (WaitsUntil(), "time-outs end", (3, 3)),
-        (HalvesTokens(), "a whole number", (3, 3)),
-    ],
-    ids=lambda value: value.what if isinstance(value, TakesMore) else type(value).__name__ if isinstance(value, Policy) else "",
-)
-def test_a_policy_that_goes_around_the_planner_is_deposed_too(policy: Policy, rule: str, request_shape: tuple[int, int]):
-    number, prompt = request_shape
-    answered: list[Request] = []
-    clock = VirtualClock()
-    roomy = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=20)
-    driver = Driver(Scheduler(Dynamic(), roomy), clock, answered.append)
-    driver.switch(policy)
-    for i in range(number):
-        driver.submit(Request(str(i), [0] * prompt, 4))
-    executor = VirtualExecutor(clock)
-    while (due := driver.iterate(executor)) is not None:
-        clock.now = max(clock.now, due)
-    assert driver.last_failure is not None
-    assert rule in driver.last_failure
-    assert [req.error for req in answered] == [None] * number
-
-
-def test_policies_that_raise_when_asked_to_refuse_are_deposed_one_after_the_other():
-    class Refuses(NoBatch):
-        def refuses(self, req: Request, limits: Limits) -> str | None:
-            raise ValueError("cannot say")
-
-    answered: list[Request] = []
-    clock = VirtualClock()
-    driver = Driver(Scheduler(Refuses(), LIMITS), clock, answered.append)
-    driver.switch(Refuses())
-    executor = VirtualExecutor(clock)
-    driver.iterate(executor)
-    driver.submit(Request("a", [0], 2))
-    while (due := driver.iterate(executor)) is not None:
-        clock.now = max(clock.now, due)
-    assert [(req.id, req.error) for req in answered] == [("a", None)]
-    assert "cannot say" in str(driver.last_failure)
-
-
-@pytest.mark.parametrize(
-    ("policy", "rule"),
-    [
-        (Raises(), "raised"),
-        (Overreaches(), "no more than what remains"),
-        (PlansNothing(), "something must be planned"),
-        (WaitsForEver(), "something must be planned"),
-        (LeavesResidentsAlone(), "something must be planned"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Policy) else "",
-)
-def test_a_policy_that_breaks_a_rule_is_named_and_the_last_good_one_goes_on(policy: Policy, rule: str):
-    clock = VirtualClock()
-    answered: list[Request] = []
-    driver = Driver(Scheduler(Dynamic(), LIMITS), clock, answered.append)
-    executor = VirtualExecutor(clock)
-    driver.switch(policy)
-    requests = [Request(str(i), [0] * 3, 4) for i in range(3)]
-    for req in requests:
-        driver.submit(req)
-    for _ in range(3000):
-        due = driver.iterate(executor)
-        if due is None:
-            break
-        clock.now = max(clock.now, due)
-    assert driver.last_failure is not None
-    assert type(policy).__name__ in driver.last_failure
-    assert rule in driver.last_failure
-    assert len(answered) == 3
-    assert all(req.error is None or req.error.code == "policy_failed" for req in answered)
-    resident = isinstance(policy, LeavesResidentsAlone)
-    assert all((req.error is not None) == resident for req in answered), "only those that were resident fail"
-    assert driver.scheduler.blocks.num_free == LIMITS.num_blocks
-    assert isinstance(driver.scheduler.policy, Dynamic)
-
-
 def test_a_failed_step_ends_its_own_requests_only():
     scheduler = started(Dynamic(), Request("a", [0] * 3, 4), Request("b", [0] * 3, 4))
     first = planned(scheduler)
@@ -326,58 +159,3 @@ def test_a_cancelled_request_keeps_its_blocks_until_no_step_holds_it():
     scheduler.complete(result_of(step))
     assert not req.blocks
     assert scheduler.blocks.num_free == LIMITS.num_blocks
-
-
-class TestPlanner:
-    def view(self, *requests: Request, **changes: int) -> View:
-        return View(requests, (), (), LIMITS, changes.get("free_blocks", 16), changes.get("free_seats", 4))
-
-    def test_grants_what_the_budget_leaves_or_exactly_what_is_asked_for(self):
-        a, b, c = (Request(name, [0] * 10, 2) for name in "abc")
-        plan = Planner(self.view(a, b, c))
-        assert plan.run(a) == 10
-        assert plan.run(b, 10) == 0, "6 are left: not all of it"
-        assert plan.run(b) == 6
-        assert plan.run(c) == 0
-
-    def test_refuses_without_blocks_or_seats(self):
-        a, b = (Request(name, [0] * 5, 2) for name in "ab")
-        assert Planner(self.view(a, free_blocks=1)).run(a) == 0
-        plan = Planner(self.view(a, b, free_seats=1))
-        assert plan.run(a) == 5
-        assert plan.run(b) == 0
-        assert Planner(self.view(a, free_blocks=3)).run(a, reserve=16) == 0, "reserved though not used"
-
-    def test_a_preempted_request_with_a_step_under_way_waits_for_its_token(self):
-        req = Request("a", [0] * 5, 2)
-        req.in_flight = 1
-        assert Planner(self.view(req)).run(req) == 0
-
-    def test_preempting_refunds_what_this_plan_had_granted(self):
-        a, b = (Request(name, [0] * 10, 2) for name in "ab")
-        view = self.view(a, b, free_seats=1)
-        plan = Planner(view)
-        assert plan.run(a) == 10
-        plan.preempt(a)
-        assert (plan.budget, plan.free_blocks, plan.free_seats) == (16, 16, 1)
-        assert plan.run(b) == 10
-        decided = plan.plan(view)
-        assert [work.req.id for work in decided.work] == ["b"]
-        assert decided.preempt == ()
-
-    @pytest.mark.parametrize(
-        "breach",
-        [
-            lambda plan, req: (plan.run(req), plan.run(req)),
-            lambda plan, req: plan.run(req, 11),
-            lambda plan, req: plan.run(req, 0),
-            lambda plan, req: plan.keep(req),
-            lambda plan, req: plan.release(req),
-            lambda plan, req: plan.preempt(req),
-        ],
-        ids=["twice", "too much", "nothing", "keep a live one", "release a live one", "preempt a waiting one"],
-    )
-    def test_what_breaks_a_rule_raises_and_names_the_request(self, breach):
-        req = Request("a", [0] * 10, 2)
-        with pytest.raises(PlanError, match="request a"):
-            breach(Planner(self.view(req)), req)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batching.policy import Limits, Planner, Policy, View
+from batching.policy import Limits, Policy
 from batching.request import Priority, Request
 from batching.step import Step
 from simulator.virtual import PolicyFailed, simulate
+from tests.broken_policies import Overreaches, PlansNothing
 
 workloads = st.lists(
     st.tuples(
@@ -36,20 +37,7 @@ engines = st.builds(
 )
 
 
-class NeverPlans(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        return Planner(view)
-
-
-class AsksForTooMuch(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
-        for req in view.waiting:
-            plan.run(req, req.remaining + 1)
-        return plan
-
-
-@pytest.mark.parametrize("broken", [Policy, NeverPlans, AsksForTooMuch])
+@pytest.mark.parametrize("broken", [Policy, PlansNothing, Overreaches])
 def test_the_contract_is_not_kept_for_a_broken_policy_by_the_one_that_takes_over(broken: type[Policy]):
     with pytest.raises(PolicyFailed, match=broken.__name__):
         simulate(broken(), Limits(), [Request("a", [0], 1)])
