@@ -4,6 +4,7 @@ Only numbers of blocks live here; the tensors they stand for belong to `model/kv
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 
 def blocks_for(tokens: int, block_size: int) -> int:
@@ -35,7 +36,7 @@ class BlockPool:
             self._held[block] = 1
         return taken
 
-    def free(self, blocks: list[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """Give blocks back, the end of the sequence first. Raises ValueError for one that is not held."""
         for block in reversed(blocks):
             if not self._held[block]:

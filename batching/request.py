@@ -4,6 +4,7 @@ One measure of work: a request has `num_tokens` (prompt + generated) and `num_co
 prefill, decode and recompute after preemption are all "compute the next n of the difference".
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -68,7 +69,7 @@ class Request:
     num_computed: int = field(init=False, default=0)  # advanced at submission; trusted once in_flight == 0
     num_pending: int = field(init=False, default=0)  # tokens being sampled by steps under way
     in_flight: int = field(init=False, default=0)  # steps under way that contain this request
-    blocks: list[int] = field(init=False, default_factory=list)  # its KV block table
+    blocks: array = field(init=False, default_factory=lambda: array("i"))  # its KV block table, int32
     state: State = field(init=False, default=State.WAITING)
     finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"
     error: RequestError | None = field(init=False, default=None)

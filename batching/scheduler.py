@@ -2,6 +2,7 @@
 committed here, and so are results, cancels and failures. Deterministic: `now` is always an argument.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
@@ -222,7 +223,7 @@ class Scheduler:
             self._waiting.remove(req)
             self._resident.append(req)
             req.state = State.RESIDENT
-        req.blocks += self.blocks.allocate(blocks)
+        req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
         req.num_computed += work.count
         samples = work.count > 0 and req.remaining == 0
@@ -294,4 +295,4 @@ class Scheduler:
 
     def _free(self, req: Request) -> None:
         self.blocks.free(req.blocks)
-        req.blocks = []
+        req.blocks = array("i")

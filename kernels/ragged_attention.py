@@ -1,46 +1,34 @@
 """Causal attention over a paged KV cache for a ragged batch: any mix of prefill chunks and decodes in one call.
 
-The plain torch implementation, which is the CPU's path and the reference for every kernel beside it. Each row reads its KV
-blocks by its block table (Kwon et al. 2023, section 4.1); nothing is shared between rows, as in Orca's selective batching.
+Each row reads its KV blocks by its block table (Kwon et al. 2023, section 4.1); nothing is shared between rows, as in Orca's
+selective batching. The engine calls `ragged_attention`, and the device decides: on a CPU the Numba kernel, elsewhere plain
+torch, which is also what the kernels are tested against.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
-
-@dataclass(frozen=True)
-class RaggedRow:
-    """One request's share of a flattened batch: tokens [begin, end) of it, at columns [start, start + end - begin)."""
-
-    begin: int
-    end: int
-    start: int
-    blocks: torch.Tensor  # (nb,) int64: the row's block table, as far as it is read
-    mask: torch.Tensor | None  # (end - begin, columns read) bool, True: attend; None where plain causal order says it all
-
-    @property
-    def columns(self) -> int:
-        """KV columns that hold the row's own context after this step."""
-        return self.start + self.end - self.begin
+from kernels import cpu_attention
 
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    rows: list[RaggedRow]
+    """R rows, one request each, in T flattened tokens. All on the cache's device."""
+
+    begins: torch.Tensor  # (R + 1,) int32: row r has the tokens [begins[r], begins[r + 1])
+    starts: torch.Tensor  # (R,) int32: the KV column of its first token; so many columns were there before
+    spans: torch.Tensor  # (R,) int32: at least so many columns are read, those beyond the row's own masked
+    tables: torch.Tensor  # (R, most blocks of a row) int32: block tables; what lies beyond a row's last block is not read
     slots: torch.Tensor  # (T,) int64: where each token's K and V are written, block * block_size + offset
 
-
-def make_row(begin: int, start: int, count: int, blocks: torch.Tensor, block_size: int, span: int = 0) -> RaggedRow:
-    """Describe `count` new tokens at columns `start` onwards of the block table `blocks` (nb,); at least `span` columns are
-    read, the surplus masked."""
-    read = max(start + count, span)
-    mask = None
-    if read > start + count or (count > 1 and start > 0):
-        columns = torch.arange(read, device=blocks.device)
-        mask = columns[None, :] <= columns[start : start + count, None]
-    return RaggedRow(begin, begin + count, start, blocks[: -(-read // block_size)], mask)
+    @cached_property
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """begin, end, start and span of each row on the host."""
+        begins = self.begins.tolist()
+        return list(zip(begins, begins[1:], self.starts.tolist(), self.spans.tolist(), strict=False))
 
 
 def ragged_attention(
@@ -51,23 +39,32 @@ def ragged_attention(
     v_cache: torch.Tensor,
     batch: RaggedBatch,
 ) -> torch.Tensor:
-    """Write the new K and V into their slots, then attend. q, k, v: (T, nh, hs). Caches: (blocks, block_size, nh, hs), of a
-    dtype of their own, in which the attention is computed. Returns (T, nh, hs) in q's dtype."""
-    heads, head_size = k_cache.shape[2:]
-    k_cache.view(-1, heads, head_size).index_copy_(0, batch.slots, k.to(k_cache.dtype))
-    v_cache.view(-1, heads, head_size).index_copy_(0, batch.slots, v.to(v_cache.dtype))
-    out = torch.empty_like(q)
-    q = q.to(k_cache.dtype)
-    for row in batch.rows:
-        read = row.columns if row.mask is None else row.mask.shape[1]
-        keys = k_cache.index_select(0, row.blocks).view(-1, heads, head_size)[:read]  # (columns, nh, hs)
-        values = v_cache.index_select(0, row.blocks).view(-1, heads, head_size)[:read]
-        y = F.scaled_dot_product_attention(
-            q[row.begin : row.end].transpose(0, 1)[None],  # (1, nh, tokens, hs)
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            attn_mask=row.mask,
-            is_causal=row.mask is None and row.end - row.begin > 1,
-        )
-        out[row.begin : row.end] = y[0].transpose(0, 1)
+    """Write the new K and V into their slots, then attend. q, k, v: (T, nh, hs). Caches: (blocks, nh, block_size, hs), of a
+    dtype of their own. Returns (T, nh, hs) in q's dtype."""
+    on_cpu = q.device.type == "cpu" and {q.dtype, k_cache.dtype} <= cpu_attention.STORED.keys()
+    return (cpu_attention.attention if on_cpu else plain_attention)(q, k, v, k_cache, v_cache, batch)
+
+
+def plain_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: RaggedBatch,
+) -> torch.Tensor:
+    """The same in plain torch, row by row: gathers each row's blocks, then attends in the cache's dtype."""
+    heads, block_size, head_size = k_cache.shape[1:]
+    blocks, offsets = batch.slots // block_size, batch.slots % block_size
+    k_cache[blocks, :, offsets] = k.to(k_cache.dtype)
+    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for row, (begin, end, start, span) in enumerate(batch.rows):
+        read = max(start + end - begin, span)
+        table = batch.tables[row, : -(-read // block_size)].long()
+        keys, values = (cache[table].transpose(0, 1).reshape(heads, -1, head_size)[:, :read] for cache in (k_cache, v_cache))
+        columns = torch.arange(read, device=q.device)
+        visible = columns[None, :] <= columns[start : start + end - begin, None]  # (tokens, columns)
+        queries = q[begin:end].transpose(0, 1).to(k_cache.dtype)  # (nh, tokens, hs)
+        out[begin:end] = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible).transpose(0, 1)
     return out

@@ -14,7 +14,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_blocks, block_size, heads, head_size)
+        shape = (num_blocks, heads, block_size, head_size)  # a head of a block is contiguous: what attention reads at a time
         self.block_size = block_size
         self.device = device
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.ragged_attention import RaggedBatch, make_row
+from kernels.ragged_attention import RaggedBatch
 
 BLOCK_SIZE = 16
-HEADS = 3
+HEADS = 5
 HEAD_SIZE = 32
 
 
@@ -33,35 +33,42 @@ class Case:
     since masked columns are read there.
     """
 
-    def __init__(self, shares: list[Share], seed: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shares: list[Share], seed: int, dtype: torch.dtype = torch.float32, cached_as: torch.dtype = torch.float32
+    ) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self.shares = shares
         sizes = [-(-max(share.columns, share.span) // BLOCK_SIZE) for share in shares]
         order = torch.randperm(sum(sizes) + 2, generator=self._generator)  # two blocks belong to nobody
         self.tables = list(order[: sum(sizes)].split(sizes))
-        self.k_cache = torch.full((len(order), BLOCK_SIZE, HEADS, HEAD_SIZE), math.nan)
+        self.k_cache = torch.full((len(order), HEADS, BLOCK_SIZE, HEAD_SIZE), math.nan)
         self.v_cache = torch.full_like(self.k_cache, math.nan)
-        rows, slots, begin = [], [], 0
-        for share, table in zip(shares, self.tables, strict=True):
+        begins, slots = [0], []
+        tables = torch.full((len(shares), max(sizes)), 2**30, dtype=torch.int32)  # beyond a row's blocks: no block at all
+        for i, (share, table) in enumerate(zip(shares, self.tables, strict=True)):
             if share.span:
                 self.k_cache[table], self.v_cache[table] = 1e4, 1e4
             cached = self.slots_of(table, 0, share.context)
-            self.flat(self.k_cache)[cached] = self._random(share.context)
-            self.flat(self.v_cache)[cached] = self._random(share.context)
-            rows.append(make_row(begin, share.context, share.count + share.pad, table, BLOCK_SIZE, share.span))
+            self.put(self.k_cache, cached, self._random(share.context))
+            self.put(self.v_cache, cached, self._random(share.context))
             slots.append(self.slots_of(table, share.context, share.columns))
-            begin += share.count + share.pad
-        self.batch = RaggedBatch(rows, torch.cat(slots))
-        self.q, self.k, self.v = (self._random(begin).to(dtype) for _ in range(3))
+            begins.append(begins[-1] + share.count + share.pad)
+            tables[i, : len(table)] = table
+        starts, spans = [share.context for share in shares], [share.span for share in shares]
+        numbers = (torch.tensor(n, dtype=torch.int32) for n in (begins, starts, spans))
+        self.batch = RaggedBatch(*numbers, tables, torch.cat(slots))
+        self.k_cache, self.v_cache = self.k_cache.to(cached_as), self.v_cache.to(cached_as)
+        qkv = self._random(3 * begins[-1]).to(dtype)  # interleaved, as the layer before gives them
+        self.q, self.k, self.v = qkv.view(begins[-1], 3, HEADS, HEAD_SIZE).unbind(1)
 
     def reference(self) -> list[torch.Tensor]:
         """For each share the outputs (count, heads, head size) of its real tokens; to be asked before the caches change."""
         outputs = []
-        for share, table, row in zip(self.shares, self.tables, self.batch.rows, strict=True):
-            own = slice(row.begin, row.begin + share.count)
+        for share, table, begin in zip(self.shares, self.tables, self.batch.begins, strict=False):
+            own = slice(begin, begin + share.count)
             cached = self.slots_of(table, 0, share.context)
-            keys = torch.cat([self.flat(self.k_cache)[cached].double(), self.k[own].double()])
-            values = torch.cat([self.flat(self.v_cache)[cached].double(), self.v[own].double()])
+            keys = torch.cat([self.at(self.k_cache, cached).double(), self.k[own].double()])
+            values = torch.cat([self.at(self.v_cache, cached).double(), self.v[own].double()])
             out = torch.zeros(share.count, HEADS, HEAD_SIZE, dtype=torch.float64)
             for i, query in enumerate(self.q[own].double()):
                 seen = share.context + i + 1
@@ -74,12 +81,17 @@ class Case:
 
     def real(self, out: torch.Tensor) -> list[torch.Tensor]:
         """The part of an output that belongs to each share's real tokens."""
-        pairs = zip(self.shares, self.batch.rows, strict=True)
-        return [out[row.begin : row.begin + share.count].double() for share, row in pairs]
+        pairs = zip(self.shares, self.batch.begins, strict=False)
+        return [out[begin : begin + share.count].double() for share, begin in pairs]
 
     @staticmethod
-    def flat(cache: torch.Tensor) -> torch.Tensor:
-        return cache.view(-1, HEADS, HEAD_SIZE)
+    def at(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """What lies in `slots`: (n, heads, head size)."""
+        return cache[slots // BLOCK_SIZE, :, slots % BLOCK_SIZE]
+
+    @staticmethod
+    def put(cache: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> None:
+        cache[slots // BLOCK_SIZE, :, slots % BLOCK_SIZE] = values.to(cache.dtype)
 
     @staticmethod
     def slots_of(table: torch.Tensor, first: int, end: int) -> torch.Tensor:
