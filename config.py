@@ -89,7 +89,11 @@ class Settings:
     port: int = _setting(8500, _whole(0, 65535), "where the server listens")
     model: str = _setting("", _one_of(*MODELS), "default: gpt2-medium, or demo where that cannot be had")
     weights: str = _setting("pretrained", str, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint")
-    dtype: str = _setting("auto", _one_of("auto", "fp32", "fp16", "bf16"), "auto: what this machine is fast at")
+    dtype: str = _setting(
+        "auto",
+        _one_of("auto", "fp32", "fp16", "bf16", "int8"),
+        "auto: bf16 or fp16 where fast, else fp32; int8 rounds the weights",
+    )
     device: str = _setting("auto", _one_of("auto", "cpu", "cuda"), "auto: the GPU if there is one")
     max_batch_size: int = _setting(0, _whole(1, 4096), "sequence slots; default: 64 on a CPU, 256 on a GPU")
     batch_timeout_ms: float = _setting(50.0, _number(0, 60_000), "static: how long a batch may wait to fill up")

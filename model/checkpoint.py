@@ -130,5 +130,5 @@ def _empty(config: GPTConfig) -> GPT:
 
 
 def _filled(model: GPT, state: dict[str, torch.Tensor]) -> GPT:
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state | {"lm_head.weight": state["wte.weight"]}, assign=True)
     return model.requires_grad_(False).eval()

@@ -15,7 +15,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """`auto`: bf16 where the device is fast at it (Ampere on, AVX512-BF16 or AMX CPUs), fp16 on older GPUs, else fp32."""
+    """`auto`: bf16 where the device is fast at it (Ampere on, AVX512-BF16 or AMX CPUs), fp16 on older GPUs, else fp32.
+    Raises ValueError for one that the device does not have."""
+    if name == "int8" and device.type != "cpu":
+        raise ValueError(f"dtype: int8 runs on a CPU, not on {device}")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -23,9 +26,16 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bf16" if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
 
 
-def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """float32 on a CPU, whose attention is slower in 16 bits than the memory it saves is worth; elsewhere the model's."""
-    return torch.float32 if device.type == "cpu" else dtype
+def weight_dtype(dtype: str) -> torch.dtype:
+    """What weights are loaded as: those of an int8 model in full, to be rounded once."""
+    return DTYPES.get(dtype, torch.float32)
+
+
+def kv_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The model's own, since half the bytes are half the time; bf16 beside int8 weights. No kernel reads fp16 on a CPU."""
+    if dtype == "fp16" and device.type == "cpu":
+        return torch.float32
+    return DTYPES.get(dtype, torch.bfloat16)
 
 
 def free_memory(device: torch.device) -> int:

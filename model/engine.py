@@ -10,10 +10,11 @@ from batching.blocks import blocks_for
 from batching.policy import Limits
 from model import checkpoint
 from model.checkpoint import CheckpointError
-from model.device import DTYPES, free_memory, kv_dtype, pick_device, pick_dtype
+from model.device import free_memory, kv_dtype, pick_device, pick_dtype, weight_dtype
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
+from model.linear import lay_out
 from model.tokenizer import Tokenizer, VocabularyError, load_demo_tokenizer, load_gpt2_tokenizer
 
 BLOCK_SIZE = 16
@@ -44,7 +45,8 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
         config = checkpoint.config_of(name, checkpoint.DEMO if name == "demo" else None)
         tokenizer = _vocabulary(name, None) or load_demo_tokenizer(checkpoint.DEMO)
         note = None if tokenizer.vocab_size == config.vocab_size else "GPT-2's vocabulary is not on this machine: using demo's"
-        return Loaded(checkpoint.random(config, DTYPES[kind], on), tokenizer, name, "random", kind, on, note)
+        model = _ready(checkpoint.random(config, weight_dtype(kind), on), kind, on)
+        return Loaded(model, tokenizer, name, "random", kind, on, note)
     try:
         folder = checkpoint.fetch(name) if weights == "pretrained" else Path(weights)
         if not folder.is_dir():
@@ -55,7 +57,7 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
             raise CheckpointError(f"{name}: GPT-2's vocabulary is neither in {folder} (vocab.json) nor in tiktoken's cache")
         if found.vocab_size > config.vocab_size:
             raise CheckpointError(f"{folder}: the model has {config.vocab_size} tokens, vocabulary {found.name} more")
-        model = checkpoint.load(folder, config, DTYPES[kind], on)
+        model = _ready(checkpoint.load(folder, config, weight_dtype(kind), on), kind, on)
         shown = "bundled" if folder == checkpoint.DEMO else weights
         return Loaded(model, found, name, shown, kind, on)
     except CheckpointError as error:
@@ -64,6 +66,13 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
         demo = load_model("demo", "pretrained", dtype, device, fall_back=False)
         note = f"{name} cannot be served: {error}. Serving the bundled demo model instead."
         return replace(demo, note=note)
+
+
+def _ready(model: GPT, dtype: str, device: torch.device) -> GPT:
+    """The model as it computes: on a CPU its weights are laid out for the matrix products, and the originals let go."""
+    if device.type == "cpu":
+        lay_out(model, dtype)
+    return model
 
 
 def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
@@ -78,7 +87,7 @@ def make_executor(
 ) -> tuple[GPTExecutor, Limits]:
     """The executor with its KV cache, and the limits that follow from them. Raises ValueError if the memory does not do."""
     config = loaded.model.config
-    dtype = kv_dtype(DTYPES[loaded.dtype], loaded.device)
+    dtype = kv_dtype(loaded.dtype, loaded.device)
     block_bytes = 2 * config.n_layer * BLOCK_SIZE * config.n_embd * dtype.itemsize
     free = free_memory(loaded.device)
     budget = min(free // 2, CPU_KV_BYTES if loaded.device.type == "cpu" else free) if kv_gb is None else int(kv_gb * 2**30)
@@ -99,4 +108,6 @@ def make_executor(
         num_blocks=num_blocks,
         max_queue=max_queue,
     )
-    return GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock), limits
+    executor = GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock)
+    executor.warm_up()
+    return executor, limits

@@ -7,10 +7,12 @@ layer, their K and V to slots of the same row that real tokens will overwrite.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from batching.request import Request
 from batching.step import Row, Step, StepResult
-from kernels.ragged_attention import RaggedBatch, make_row
+from kernels.ragged_attention import RaggedBatch
 from model.gpt import GPT
 from model.kv_cache import KVCache
 from model.sampling import sample
@@ -28,6 +30,12 @@ class GPTExecutor:
         self._vocab_size = vocab_size
         self._clock = clock
         self._step: Step | None = None
+
+    def warm_up(self) -> None:
+        """Compute one token into block 0, so that kernels are compiled before the first request. Raises what goes wrong."""
+        req = Request("warm-up", [0], 1)
+        req.blocks.append(0)
+        self._compute((Row(req, 0, 1, 0, 0, True),))
 
     def submit(self, step: Step) -> None:
         self._step = step
@@ -48,31 +56,37 @@ class GPTExecutor:
     def _compute(self, rows: tuple[Row, ...]) -> dict[str, int]:
         """The token drawn for each row that samples, by request id."""
         tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        ends: list[int] = []  # the place of each row's last real token
-        ragged = []
-        block_size = self._cache.block_size
-        last_position = self._model.config.block_size - 1
+        drawn = []
         for row in rows:
-            columns = range(row.start, row.start + row.count + row.pad)
-            table = self._tensor(row.req.blocks)
-            ragged.append(make_row(len(tokens), row.start, len(columns), table, block_size, row.span))
-            ends.append(len(tokens) + max(row.count, 1) - 1)
+            if row.samples or row.count == 0:
+                drawn.append((row, len(tokens) + max(row.count, 1) - 1))  # and the place of its last real token
             tokens += row.req.tokens[row.start : row.start + row.count] + [0] * row.pad
-            positions += [min(column, last_position) for column in columns]
-            slots += [row.req.blocks[column // block_size] * block_size + column % block_size for column in columns]
-        drawn = [(row, end) for row, end in zip(rows, ends, strict=True) if row.samples or row.count == 0]
+        batch, positions = self._describe(rows, len(tokens))
         logits = self._model(
-            self._tensor(tokens),
-            self._tensor(positions),
+            torch.tensor(tokens, device=self._cache.device),
+            positions,
             self._cache,
-            RaggedBatch(ragged, self._tensor(slots)),
-            self._tensor([end for _, end in drawn]),
+            batch,
+            torch.tensor([place for _, place in drawn], dtype=torch.int64, device=self._cache.device),
         )[:, : self._vocab_size]
         indices = [len(row.req.tokens) - row.req.prompt_len for row, _ in drawn]
         sampled = sample(logits, [row.req.sampling for row, _ in drawn], indices)
         return {row.req.id: token for (row, _), token in zip(drawn, sampled, strict=True) if row.samples}
 
-    def _tensor(self, numbers: list[int]) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._cache.device)
+    def _describe(self, rows: tuple[Row, ...], num_tokens: int) -> tuple[RaggedBatch, torch.Tensor]:
+        """The batch as attention reads it, and each token's position (T,). In NumPy, so that no Python work grows with the
+        context."""
+        block_size = self._cache.block_size
+        starts = np.array([row.start for row in rows], np.int32)
+        begins = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum([row.count + row.pad for row in rows], out=begins[1:])
+        tables = np.zeros((len(rows), max(len(row.req.blocks) for row in rows)), np.int32)
+        for row, table in zip(rows, tables, strict=True):
+            table[: len(row.req.blocks)] = row.req.blocks
+        owner = np.repeat(np.arange(len(rows)), np.diff(begins))  # the row of each token
+        columns = np.arange(num_tokens) - begins[owner] + starts[owner]
+        slots = tables[owner, columns // block_size].astype(np.int64) * block_size + columns % block_size
+        positions = np.minimum(columns, self._model.config.block_size - 1)
+        spans = np.array([row.span for row in rows], np.int32)
+        batch = RaggedBatch(*(torch.from_numpy(a).to(self._cache.device) for a in (begins, starts, spans, tables, slots)))
+        return batch, torch.from_numpy(positions).to(self._cache.device)

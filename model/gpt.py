@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 from kernels.ragged_attention import RaggedBatch, ragged_attention
 from model.kv_cache import KVCache
@@ -32,10 +31,12 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the output head: GPT-2 ties the two
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight  # GPT-2 ties the two
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: RaggedBatch, sampled: torch.Tensor
@@ -47,8 +48,8 @@ class GPT(nn.Module):
         x = self.wte(tokens) + self.wpe(positions)  # (T, C)
         for layer, block in enumerate(self.h):
             x = block(x, cache.k[layer], cache.v[layer], batch)
-        x = self.ln_f(x[sampled])  # (R, C)
-        return F.linear(x, self.wte.weight).float()
+        logits: torch.Tensor = self.lm_head(self.ln_f(x[sampled]))  # (R, vocab)
+        return logits.float()
 
 
 class Block(nn.Module):
@@ -82,7 +83,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(self.gelu(self.c_fc(x)))

@@ -42,12 +42,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Pa
     return make_oracle(SMALL, folder), folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def medium(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Path]:
     folder = tmp_path_factory.mktemp("medium")
     return make_oracle(MEDIUM, folder), folder
 
 
 @pytest.fixture(scope="session")
-def load_twin() -> Callable[[Path], GPT]:
-    return lambda folder: load(folder, config_of("twin", folder), torch.float32, torch.device("cpu"))
+def load_twin() -> Callable[..., GPT]:
+    return lambda folder, dtype=torch.float32: load(folder, config_of("twin", folder), dtype, torch.device("cpu"))

@@ -1,12 +1,10 @@
 """The executor under a real scheduler: texts are transformers' in every mode, and static's padding is really computed."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from transformers import GPT2LMHeadModel
 
 from batching.driver import Driver
@@ -18,6 +16,8 @@ from batching.policy import Limits, Policy
 from batching.request import Request, SamplingParams
 from batching.scheduler import Scheduler
 from batching.step import Row, Step
+from kernels.ragged_attention import RaggedBatch
+from model import gpt
 from model.checkpoint import DEMO, GPTConfig, config_of, load, random
 from model.executor import GPTExecutor
 from model.gpt import GPT
@@ -182,59 +182,60 @@ def test_a_step_that_only_prefills_draws_no_token(demo: GPT):
 # What static pays, counted and not timed, on one layer with a context of 1024.
 
 
-class Meter(TorchFunctionMode):
-    """Per step: tokens through the layer's MLP, KV columns that attention reads, and queries times columns."""
+class Meter:
+    """Per step: tokens through the layer's MLP, KV columns that attention is told to read, and queries times columns. (That it
+    reads what it is told, masked or not, is tested with the kernels.)"""
 
-    def __init__(self, model: GPT) -> None:
-        super().__init__()
+    def __init__(self, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[int, int, int]] = []
-        self._columns = self._scores = 0
-        self._hook = model.h[0].mlp.register_forward_hook(self._end_of_step)
+        self._attention = gpt.ragged_attention
+        self._read: list[tuple[int, int]] = []
+        monkeypatch.setattr(gpt, "ragged_attention", self._attend)
+        model.h[0].mlp.register_forward_hook(self._end_of_step)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
-            queries, keys = args[0].shape[-2], args[1].shape[-2]
-            self._columns += keys
-            self._scores += queries * keys
-        return func(*args, **kwargs or {})
+    def _attend(self, q, k, v, k_cache, v_cache, batch: RaggedBatch) -> torch.Tensor:
+        self._read = [(end - begin, max(start + end - begin, span)) for begin, end, start, span in batch.rows]
+        return self._attention(q, k, v, k_cache, v_cache, batch)
 
     def _end_of_step(self, module, args, output) -> None:
-        self.steps.append((args[0].shape[0], self._columns, self._scores))
-        self._columns = self._scores = 0
-
-    def __exit__(self, *failure) -> None:
-        self._hook.remove()
-        super().__exit__(*failure)
+        columns, scores = sum(read for _, read in self._read), sum(queries * read for queries, read in self._read)
+        self.steps.append((args[0].shape[0], columns, scores))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_layer() -> GPT:
     return random(GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=64), torch.float32, CPU)
 
 
-def metered(model: GPT, policy: Policy, shapes: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """`shapes`: prompt and output length of each request."""
-    with Meter(model) as meter:
-        run(model, policy, [Request(str(i), [1] * prompt, output) for i, (prompt, output) in enumerate(shapes)])
-    return meter.steps
+@pytest.fixture
+def metered(one_layer: GPT, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int, int]]]:
+    """The steps of a policy over requests of given prompt and output lengths."""
+    meter = Meter(one_layer, monkeypatch)
+
+    def measure(policy: Policy, shapes: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        meter.steps = []
+        run(one_layer, policy, [Request(str(i), [1] * prompt, output) for i, (prompt, output) in enumerate(shapes)])
+        return meter.steps
+
+    return measure
 
 
-def test_static_computes_for_a_short_prompt_what_it_computes_for_the_longest(one_layer: GPT):
-    uneven = metered(one_layer, static(), [(16, 4), (512, 4)])
-    even = metered(one_layer, static(), [(512, 4), (512, 4)])
+def test_static_computes_for_a_short_prompt_what_it_computes_for_the_longest(metered):
+    uneven = metered(static(), [(16, 4), (512, 4)])
+    even = metered(static(), [(512, 4), (512, 4)])
     assert uneven == even
     assert even[0] == (1024, 1024, 2 * 512 * 512)
     assert even[1:] == [(2, 2 * columns, 2 * columns) for columns in (513, 514, 515)]
 
 
-def test_static_computes_for_a_finished_row_what_it_computes_for_a_live_one(one_layer: GPT):
-    uneven = metered(one_layer, static(), [(512, 1), (512, 6), (16, 3)])
-    even = metered(one_layer, static(), [(512, 6)] * 3)
+def test_static_computes_for_a_finished_row_what_it_computes_for_a_live_one(metered):
+    uneven = metered(static(), [(512, 1), (512, 6), (16, 3)])
+    even = metered(static(), [(512, 6)] * 3)
     assert uneven == even
     assert even[-1] == (3, 3 * 517, 3 * 517)
 
 
-def test_dynamic_computes_no_padding(one_layer: GPT):
-    steps = metered(one_layer, Dynamic(), [(16, 1), (512, 6)])
+def test_dynamic_computes_no_padding(metered):
+    steps = metered(Dynamic(), [(16, 1), (512, 6)])
     assert sum(tokens for tokens, _, _ in steps) == 16 + 512 + 5
     assert steps[-1] == (1, 517, 517)

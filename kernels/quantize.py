@@ -1,0 +1,90 @@
+"""The two passes around an 8-bit matrix product on a processor, in Numba: activations to 8 bits, and sums back to float32.
+
+Each is one walk over the data; in plain torch they are six operators and three, each with a walk of its own.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, cfunc, types
+
+from kernels import cpu
+from kernels.cpu import FAST, LOG2_E, bits, compiled, draw, exp2, float_of, pointer
+
+# Without VNNI's 32-bit sums, processors add pairs of products in 16 bits, which 7-bit activations cannot overflow.
+LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
+GELU = np.float32(2 * LOG2_E * (2 / np.pi) ** 0.5)
+
+
+def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (T, K) float32 to levels (T, K) uint8, scales (T,) and zero points (T,) float32: x = (levels - zero) * scale."""
+    if x.dtype != torch.float32:
+        raise TypeError(f"activations to quantize are float32, not {x.dtype}")
+    x = x.contiguous()
+    tokens, width = x.shape
+    levels = torch.empty((tokens, width), dtype=torch.uint8)
+    scales, zeros = torch.empty(tokens), torch.empty(tokens)
+    cpu.run(_quantize, tokens, *(t.data_ptr() for t in (x, levels, scales, zeros)), tokens, width, LEVELS)
+    return levels, scales, zeros
+
+
+def scale_(
+    sums: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, offsets: torch.Tensor, bias: torch.Tensor, gelu: bool
+) -> torch.Tensor:
+    """sums (T, N) in place to (sums - zeros * offsets) * scales + bias, with scales, zeros (T,) and offsets, bias (N,); and
+    through GELU if so asked (its tanh approximation, as GPT-2 has it)."""
+    tokens, width = sums.shape
+    cpu.run(_scale, tokens, *(t.data_ptr() for t in (sums, scales, zeros, offsets, bias)), tokens, width, gelu)
+    return sums
+
+
+@compiled
+def gelu_of(x):
+    """x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x**3), as x / (1 + exp(-2 u))."""
+    return x / (np.float32(1) + exp2(-GELU * x * (np.float32(1) + np.float32(0.044715) * x * x)))
+
+
+@cfunc(cpu.SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
+def _quantize(arguments: Any) -> None:
+    a = carray(arguments, 8)
+    tokens, width, most = a[5], a[6], np.float32(a[7])
+    x = carray(pointer(a[1], types.float32), (tokens, width))
+    levels = carray(pointer(a[2], types.uint8), (tokens, width))
+    scales, zeros = carray(pointer(a[3], types.float32), tokens), carray(pointer(a[4], types.float32), tokens)
+    while True:
+        token = draw(arguments)
+        if token >= tokens:
+            break
+        lowest = highest = np.int32(0)
+        for i in range(width):  # floats above 0 are ordered as their bits are, and of integers the compiler makes vector code
+            lowest = max(lowest, bits(-x[token, i]))
+            highest = max(highest, bits(x[token, i]))
+        low, high = -float_of(lowest), float_of(highest)
+        scale = max((high - low) / most, np.float32(1e-30))
+        zero = np.floor(-low / scale + np.float32(0.5))
+        inverse = np.float32(1) / scale
+        for i in range(width):
+            level = x[token, i] * inverse + (zero + np.float32(0.5))
+            levels[token, i] = np.int32(min(max(level, np.float32(0)), most))
+        scales[token], zeros[token] = scale, zero
+
+
+@cfunc(cpu.SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
+def _scale(arguments: Any) -> None:
+    a = carray(arguments, 9)
+    tokens, width, gelu = a[6], a[7], a[8]
+    sums = carray(pointer(a[1], types.float32), (tokens, width))
+    scales, zeros = carray(pointer(a[2], types.float32), tokens), carray(pointer(a[3], types.float32), tokens)
+    offsets, bias = carray(pointer(a[4], types.float32), width), carray(pointer(a[5], types.float32), width)
+    while True:
+        token = draw(arguments)
+        if token >= tokens:
+            break
+        scale, zero = scales[token], zeros[token]
+        if gelu:
+            for i in range(width):
+                sums[token, i] = gelu_of((sums[token, i] - zero * offsets[i]) * scale + bias[i])
+        else:
+            for i in range(width):
+                sums[token, i] = (sums[token, i] - zero * offsets[i]) * scale + bias[i]
