@@ -10,7 +10,6 @@ import resource
 import socket
 import sys
 import time
-import warnings
 from typing import Any
 
 from flask import Flask
@@ -22,6 +21,9 @@ from config import Settings
 
 MAX_BODY_BYTES = 1 << 20
 DEFAULT_MODEL = "gpt2-medium"
+# torch's threads wait for each other by spinning, by default for milliseconds: on a laptop where anything else computes, each
+# then burns the time slice that the other needs (docs/performance.md). After so many turns they sleep.
+SPIN_COUNT = 5000
 LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
 
 
@@ -40,8 +42,6 @@ def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
 
 def load_engine(settings: Settings) -> Engine:
     """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
-    # The server converts nothing to NumPy, and so does not install it; torch would remark on that.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     from model.engine import load_model, make_executor  # torch: a second that the listener need not wait for
 
     name = settings.model or DEFAULT_MODEL
@@ -128,6 +128,8 @@ def main() -> None:
     allow_open_files(2 * settings.threads)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     here = os.path.dirname(os.path.abspath(__file__))
+    if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     command = [sys.executable, "-m", "gunicorn", "-c", os.path.join(here, "gunicorn.conf.py")]
     os.execve(sys.executable, command, environment | settings.environment())
 
