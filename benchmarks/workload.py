@@ -1,0 +1,21 @@
+"""The requests that the benchmarks serve: seeded, so that every contender and every run gets the same ones."""
+
+import random
+
+VOCAB_SIZE = 50257
+LENGTHS = (16, 128)  # tokens of a prompt, and of an output: both uniform
+AT_ONCE = 64
+ONE_AT_A_TIME = 8
+
+Job = tuple[list[int], int]  # a prompt's token ids, and how many tokens have to come back
+
+
+def all_at_once(seed: int = 0) -> list[Job]:
+    """W1: 64 requests that are all there at the start."""
+    rng = random.Random(seed)
+    return [([rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(*LENGTHS))], rng.randint(*LENGTHS)) for _ in range(AT_ONCE)]
+
+
+def one_at_a_time(seed: int = 0) -> list[Job]:
+    """W2: the first 8 of those, each to be sent when the one before it is answered."""
+    return all_at_once(seed)[:ONE_AT_A_TIME]
