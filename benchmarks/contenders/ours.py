@@ -1,0 +1,37 @@
+"""This repository's engine, in the process: the same driver, scheduler and executor as the server's, with its limits."""
+
+import time
+from collections.abc import Sequence
+
+from batching.driver import Driver
+from batching.policies import POLICIES
+from batching.request import Request
+from batching.scheduler import Scheduler
+from benchmarks.contenders.contender import Session, Setup
+from benchmarks.workload import Job
+from config import CPU_BATCH_SIZE, Settings
+from model.engine import load_model, make_executor
+
+
+class Engine(Session):
+    """Mode dynamic for a crowd, nobatch for a request alone."""
+
+    def __init__(self, setup: Setup, dtype: str) -> None:
+        loaded = load_model("gpt2-medium", str(setup.checkpoint), dtype, setup.device, fall_back=False)
+        usual = Settings()
+        limits = (CPU_BATCH_SIZE, usual.token_budget, usual.max_queue, usual.kv_memory_gb)
+        self._executor, self._limits = make_executor(loaded, time.perf_counter, *limits)
+        self.dtype = loaded.dtype
+
+    def serve(self, jobs: Sequence[Job]) -> list[Sequence[int]]:
+        policy = POLICIES["dynamic" if len(jobs) > 1 else "nobatch"]()
+        driver = Driver(Scheduler(policy, self._limits), time.perf_counter, lambda req: None)
+        requests = [Request(str(i), list(prompt), length) for i, (prompt, length) in enumerate(jobs)]
+        for req in requests:
+            driver.submit(req)
+        while driver.iterate(self._executor) is not None:
+            pass
+        for req in requests:
+            if req.error:
+                raise req.error
+        return [req.tokens[req.prompt_len :] for req in requests]
