@@ -1,4 +1,4 @@
-"""What the benchmark asks of a contender: to load once, and then to serve requests whenever it is told to."""
+"""What the benchmark asks of a contender: to load the checkpoint, and then to serve requests whenever it is told to."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +16,9 @@ class Setup:
     device: str  # cpu or cuda
     llama_server: str | None  # the program
     limit_s: float  # for those that would take minutes
+
+
+UNKNOWN = -1  # a token that was generated, whichever it is
 
 
 class Missing(Exception):
@@ -43,3 +46,7 @@ class Contender:
     name: str
     dtype: str
     open: Callable[[Setup, str], Session]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.dtype}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from string import ascii_letters
 
-from benchmarks.contenders.contender import Session, Setup
+from benchmarks.contenders.contender import UNKNOWN, Session, Setup
 from benchmarks.contenders.http_server import HttpServer
 from benchmarks.workload import Job
 from config import PREFIX
@@ -27,10 +27,10 @@ class Server(Session):
         self.dtype = self._server.get("/stats").json()["dtype"]
 
     def serve(self, jobs: Sequence[Job]) -> list[Sequence[int]]:
-        """Not the tokens, since the server answers with text, but as many zeros as it has counted."""
+        """Not the tokens, since the server answers with text, but as many as it has counted."""
         rng = Random(0)
         bodies = [{"prompt": _text(len(prompt), rng), "num_tokens": length, "temperature": 0} for prompt, length in jobs]
-        return [[0] * answer["num_tokens"] for answer in self._server.post_all("/inference", bodies)]
+        return [[UNKNOWN] * answer["num_tokens"] for answer in self._server.post_all("/inference", bodies)]
 
     def close(self) -> None:
         self._server.close()
