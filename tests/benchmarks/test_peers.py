@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.checkpoint import merges, vocabulary
 from benchmarks.contenders import ours
-from benchmarks.contenders.contender import Contender, Missing, Session, Setup
+from benchmarks.contenders.contender import Contender, Session
 from benchmarks.contenders.turn import Done, Turn, serve
 from benchmarks.peers import write_csv
 from benchmarks.peers_table import Row, ratios, table
@@ -99,14 +99,6 @@ def test_too_few_tokens_are_no_result() -> None:
 
     with pytest.raises(RuntimeError, match="instead of"):
         serve(Lazy(), [all_at_once()])
-
-
-def test_llama_without_its_server_is_missing() -> None:
-    pytest.importorskip("gguf")
-    from benchmarks.contenders.llama_peer import LlamaServer
-
-    with pytest.raises(Missing, match="no --llama-server"):
-        LlamaServer(Setup(Path(), "cpu", None, 1), "BF16", 64)
 
 
 def test_a_tiny_run_measures_who_is_here_and_says_who_is_not(tmp_path: Path) -> None:
