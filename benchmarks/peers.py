@@ -8,6 +8,9 @@ are the peers' conversions of it (5 GB in all). The contenders take turns, and t
 how many of W1's requests the first token is the one that a peer finds in float32. With random weights some choices are so
 close that 16 bits change them, and 8 bits more; a contender that computes something else agrees nowhere.
 
+Nothing else may run on the machine: engines whose threads wait by spinning, this one among them, lose most of their speed to a
+neighbour that takes a core.
+
 What the peers need is in requirements-bench.txt; one that is missing is a row that says so. llama.cpp's server is built from
 source, in 4 to 11 minutes on two cores, for example from the Python package that brings it along:
 

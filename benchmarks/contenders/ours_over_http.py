@@ -24,7 +24,11 @@ class Server(Session):
         self._server = HttpServer(
             lambda port: [sys.executable, str(ROOT / "app.py"), "dynamic", "--port", str(port), *flags], own
         )
-        self.dtype = self._server.get("/stats").json()["dtype"]
+        try:
+            self.dtype = self._server.get("/stats").json()["dtype"]
+        except BaseException:
+            self.close()
+            raise
 
     def serve(self, jobs: Sequence[Job]) -> list[Sequence[int]]:
         """Not the tokens, since the server answers with text, but as many as it has counted."""
