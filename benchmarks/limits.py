@@ -133,7 +133,7 @@ def step_sizes(scheduler: Scheduler, jobs: list[Job]) -> list[tuple[int, int]]:
     executor = FreeExecutor()
     driver = Driver(scheduler, lambda: 0.0, lambda req: None)
     for i, (prompt, count) in enumerate(jobs):
-        driver.submit(Request(str(i), prompt, count))
+        driver.submit(Request(str(i), list(prompt), count))
     while driver.iterate(executor) is not None:
         pass
     return executor.sizes
