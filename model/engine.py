@@ -1,5 +1,7 @@
 """From settings to an engine that computes: find the weights, the vocabulary, the memory; say plainly where it fell back."""
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +74,8 @@ def _ready(model: GPT, dtype: str, device: torch.device) -> GPT:
     """The model as it computes: on a CPU its weights are laid out for the matrix products, and the originals let go."""
     if device.type == "cpu":
         lay_out(model, dtype)
+        with contextlib.suppress(AttributeError):  # glibc alone has it, and alone would keep what was let go for itself
+            ctypes.CDLL(None).malloc_trim(0)
     return model
 
 
