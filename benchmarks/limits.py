@@ -15,11 +15,9 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from batching.driver import Driver
-from batching.request import Request
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
-from benchmarks.workload import Job
+from benchmarks.workload import Job, serve
 from model.gpt import GPT
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -131,9 +129,5 @@ class FreeExecutor:
 def step_sizes(scheduler: Scheduler, jobs: list[Job]) -> list[tuple[int, int]]:
     """Tokens and sampled rows of each step in which the scheduler serves `jobs`, all there at the start."""
     executor = FreeExecutor()
-    driver = Driver(scheduler, lambda: 0.0, lambda req: None)
-    for i, (prompt, count) in enumerate(jobs):
-        driver.submit(Request(str(i), list(prompt), count))
-    while driver.iterate(executor) is not None:
-        pass
+    serve(scheduler, executor, jobs, lambda: 0.0)
     return executor.sizes

@@ -26,7 +26,7 @@ from batching.policy import Policy
 from batching.request import Request
 from batching.scheduler import Scheduler
 from benchmarks.limits import FreeExecutor, Products, read_bandwidth, step_sizes
-from benchmarks.workload import Job, all_at_once, one_at_a_time
+from benchmarks.workload import Job, all_at_once, one_at_a_time, serve
 from model import executor as executor_module
 from model import gpt, linear
 from model.checkpoint import CONFIGS
@@ -90,7 +90,7 @@ def examine(loaded: Loaded, runs: int) -> list[Point]:
             products.measure()
             bandwidth = max(bandwidth, read_bandwidth(loaded.device))
             for name, (policy, jobs) in WORKLOADS.items():
-                seconds = serve(Scheduler(policy(), limits), executor, jobs)
+                _, seconds = serve(Scheduler(policy(), limits), executor, jobs, time.perf_counter)
                 served[name] = min(seconds, served.get(name, seconds))
             for batch in BATCHES:
                 for context in CONTEXTS:
@@ -121,17 +121,6 @@ WORKLOADS: dict[str, tuple[type[Policy], list[Job]]] = {
     "W1, dynamic, 64 at once": (Dynamic, all_at_once()),
     "W2, nobatch, one at a time": (NoBatch, one_at_a_time()),
 }
-
-
-def serve(scheduler: Scheduler, executor: GPTExecutor, jobs: list[Job]) -> float:
-    """Seconds until all are answered."""
-    driver = Driver(scheduler, time.perf_counter, lambda req: None)
-    for i, (prompt, count) in enumerate(jobs):
-        driver.submit(Request(str(i), list(prompt), count))
-    started = time.perf_counter()
-    while driver.iterate(executor) is not None:
-        pass
-    return time.perf_counter() - started
 
 
 def decode(scheduler: Scheduler, executor: GPTExecutor, batch: int, context: int, meter: "Meter") -> dict[str, float]:

@@ -9,12 +9,11 @@ work costs. The last line of each table is the contrast: what the batch would ta
 import argparse
 import time
 
-from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.policies.static import Static, StaticParams
 from batching.policy import Policy
-from batching.request import Request
 from batching.scheduler import Scheduler
+from benchmarks.workload import serve
 from model.engine import Loaded, load_model, make_executor
 
 Shape = tuple[int, int]  # prompt tokens, output tokens
@@ -56,13 +55,8 @@ def seconds(loaded: Loaded, mode: str, shapes: list[Shape]) -> float:
     """Wall-clock time to serve one request of each shape, all there at the start."""
     executor, limits = make_executor(loaded, time.perf_counter, 4, 512, 64, 1.0)
     policy: Policy = Static(StaticParams(batch_timeout_ms=0)) if mode == "static" else Dynamic()
-    driver = Driver(Scheduler(policy, limits), time.perf_counter, lambda req: None)
-    for i, (prompt, output) in enumerate(shapes):
-        driver.submit(Request(str(i), [1] * prompt, output))
-    started = time.perf_counter()
-    while driver.iterate(executor) is not None:
-        pass
-    return time.perf_counter() - started
+    jobs = [([1] * prompt, output) for prompt, output in shapes]
+    return serve(Scheduler(policy, limits), executor, jobs, time.perf_counter)[1]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
-"""The requests that the benchmarks serve: seeded, so that every contender and every run gets the same ones."""
+"""The requests that the benchmarks serve: seeded, so that every contender and every run gets the same ones; and how the engine
+serves them."""
 
 import random
+from collections.abc import Callable, Sequence
+
+from batching.driver import Driver
+from batching.request import Request
+from batching.scheduler import Scheduler
+from batching.step import Executor
 
 VOCAB_SIZE = 50257
 LENGTHS = (16, 128)  # tokens of a prompt, and of an output: both uniform
@@ -19,3 +26,17 @@ def all_at_once(seed: int = 0) -> list[Job]:
 def one_at_a_time(seed: int = 0) -> list[Job]:
     """W2: the first 8 of those, each to be sent when the one before it is answered."""
     return all_at_once(seed)[:ONE_AT_A_TIME]
+
+
+def serve(
+    scheduler: Scheduler, executor: Executor, jobs: Sequence[Job], clock: Callable[[], float]
+) -> tuple[list[Request], float]:
+    """The requests, all there at the start and all answered, and the seconds that took on `clock`."""
+    driver = Driver(scheduler, clock, lambda req: None)
+    requests = [Request(str(i), list(prompt), length) for i, (prompt, length) in enumerate(jobs)]
+    for req in requests:
+        driver.submit(req)
+    started = clock()
+    while driver.iterate(executor) is not None:
+        pass
+    return requests, clock() - started

@@ -25,9 +25,8 @@ LOG2_E = np.float32(1.4426950408889634)
 EXP2 = tuple(np.float32(c) for c in (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
                                      2.402264791363012e-1, 6.931472028550421e-1, 1.0))  # fmt: skip
 FAST = {"contract", "reassoc", "arcp", "nsz"}  # sums may be reordered; NaN stays NaN
-compiled = partial(
-    njit, fastmath=FAST, error_model="numpy"
-)  # a test for division by 0 would keep a loop from being vector code
+# Python's error model would test for division by 0, which keeps a loop from being vector code.
+compiled = partial(njit, fastmath=FAST, error_model="numpy")
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 

@@ -3,12 +3,10 @@
 import time
 from collections.abc import Sequence
 
-from batching.driver import Driver
 from batching.policies import POLICIES
-from batching.request import Request
 from batching.scheduler import Scheduler
 from benchmarks.contenders.contender import Session, Setup
-from benchmarks.workload import Job
+from benchmarks.workload import Job, serve
 from config import CPU_BATCH_SIZE, Settings
 from model.engine import load_model, make_executor
 
@@ -25,12 +23,7 @@ class Engine(Session):
 
     def serve(self, jobs: Sequence[Job]) -> list[Sequence[int]]:
         policy = POLICIES["dynamic" if len(jobs) > 1 else "nobatch"]()
-        driver = Driver(Scheduler(policy, self._limits), time.perf_counter, lambda req: None)
-        requests = [Request(str(i), list(prompt), length) for i, (prompt, length) in enumerate(jobs)]
-        for req in requests:
-            driver.submit(req)
-        while driver.iterate(self._executor) is not None:
-            pass
+        requests, _ = serve(Scheduler(policy, self._limits), self._executor, jobs, time.perf_counter)
         for req in requests:
             if req.error:
                 raise req.error
