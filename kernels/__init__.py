@@ -1,2 +1,2 @@
-"""Attention over the paged KV cache, one signature with an implementation a kind of device, and the passes around 8-bit products.
-Knows tensors only."""
+"""Attention over the paged KV cache, one signature with an implementation a kind of device, and the passes around
+8-bit matrix products. Knows tensors only."""
