@@ -21,7 +21,6 @@ from benchmarks.workload import Job, serve
 from model.gpt import GPT
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-COPIES = 4  # of each layer's shape, more than fit into a processor's cache
 READ_BYTES = 1 << 28
 
 
@@ -47,14 +46,13 @@ class Products:
     def __init__(self, model: GPT, dtype: str) -> None:
         """`model` as it is served: its laid out layers are used, the library's are made of random weights."""
         config = model.config
-        self.n_layer = config.n_layer
         self.activations = torch.bfloat16 if dtype == "bf16" else torch.float32
-        blocks: list[Any] = [model.h[i % config.n_layer] for i in range(COPIES)]
+        blocks: list[Any] = list(model.h)  # all of them: of fewer, some would still lie in the processor's cache
         laid_out = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in blocks]
         width = config.n_embd
         self.inputs = [width, width, width, 4 * width]
         outputs = [3 * width, width, 4 * width, width]
-        library = [[_library(i, o, dtype) for i, o in zip(self.inputs, outputs, strict=True)] for _ in range(COPIES)]
+        library = [[_library(i, o, dtype) for i, o in zip(self.inputs, outputs, strict=True)] for _ in blocks]
         head = _library(width, config.vocab_size, dtype)
         self.kinds = {"library": (library, head), "laid out": (laid_out, model.lm_head)}
         self.layers: dict[str, dict[int, float]] = {kind: {} for kind in self.kinds}  # seconds of all layers by tokens
@@ -67,7 +65,7 @@ class Products:
             x = {width: torch.randn(tokens, width).to(self.activations) for width in set(self.inputs)}
             for kind, (blocks, head) in self.kinds.items():
                 layers = [(layer, x[width]) for block in blocks for layer, width in zip(block, self.inputs, strict=True)]
-                seconds = best(partial(_call, layers), runs) * self.n_layer / COPIES
+                seconds = best(partial(_call, layers), runs)
                 self.layers[kind][tokens] = min(seconds, self.layers[kind].get(tokens, seconds))
                 seconds = best(partial(_call, [(head, x[self.inputs[0]])]), runs)
                 self.heads[kind][tokens] = min(seconds, self.heads[kind].get(tokens, seconds))

@@ -40,6 +40,34 @@ def scale_(
 
 
 @compiled
+def quantize_row(x, most, levels):
+    """One token's activations to `levels`; their scale and zero point."""
+    lowest = highest = np.int32(0)
+    for i in range(len(x)):  # floats above 0 are ordered as their bits are, and of integers the compiler makes vector code
+        lowest = max(lowest, bits(-x[i]))
+        highest = max(highest, bits(x[i]))
+    low, high = -float_of(lowest), float_of(highest)
+    scale = max((high - low) / most, np.float32(1e-30))
+    zero = np.floor(-low / scale + np.float32(0.5))
+    inverse = np.float32(1) / scale
+    for i in range(len(x)):
+        level = x[i] * inverse + (zero + np.float32(0.5))
+        levels[i] = np.int32(min(max(level, np.float32(0)), most))
+    return scale, zero
+
+
+@compiled
+def scale_row(sums, scale, zero, offsets, bias, gelu):
+    """One token's sums, or some of them, in place to outputs."""
+    if gelu:
+        for i in range(len(sums)):
+            sums[i] = gelu_of((sums[i] - zero * offsets[i]) * scale + bias[i])
+    else:
+        for i in range(len(sums)):
+            sums[i] = (sums[i] - zero * offsets[i]) * scale + bias[i]
+
+
+@compiled
 def gelu_of(x):
     """x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x**3), as x / (1 + exp(-2 u))."""
     return x / (np.float32(1) + exp2(-GELU * x * (np.float32(1) + np.float32(0.044715) * x * x)))
@@ -56,18 +84,7 @@ def _quantize(arguments: Any) -> None:
         token = draw(arguments)
         if token >= tokens:
             break
-        lowest = highest = np.int32(0)
-        for i in range(width):  # floats above 0 are ordered as their bits are, and of integers the compiler makes vector code
-            lowest = max(lowest, bits(-x[token, i]))
-            highest = max(highest, bits(x[token, i]))
-        low, high = -float_of(lowest), float_of(highest)
-        scale = max((high - low) / most, np.float32(1e-30))
-        zero = np.floor(-low / scale + np.float32(0.5))
-        inverse = np.float32(1) / scale
-        for i in range(width):
-            level = x[token, i] * inverse + (zero + np.float32(0.5))
-            levels[token, i] = np.int32(min(max(level, np.float32(0)), most))
-        scales[token], zeros[token] = scale, zero
+        scales[token], zeros[token] = quantize_row(x[token], most, levels[token])
 
 
 @cfunc(cpu.SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
@@ -81,10 +98,4 @@ def _scale(arguments: Any) -> None:
         token = draw(arguments)
         if token >= tokens:
             break
-        scale, zero = scales[token], zeros[token]
-        if gelu:
-            for i in range(width):
-                sums[token, i] = gelu_of((sums[token, i] - zero * offsets[i]) * scale + bias[i])
-        else:
-            for i in range(width):
-                sums[token, i] = (sums[token, i] - zero * offsets[i]) * scale + bias[i]
+        scale_row(sums[token], scales[token], zeros[token], offsets, bias, gelu)
