@@ -70,6 +70,19 @@ class Products:
                 seconds = best(partial(_call, [(head, x[self.inputs[0]])]), runs)
                 self.heads[kind][tokens] = min(seconds, self.heads[kind].get(tokens, seconds))
 
+    @torch.inference_mode()
+    def replay(self, sizes: list[tuple[int, int]], kind: str) -> float:
+        """Seconds that the products of these steps take, one after the other; (tokens, rows to be sampled) of each."""
+        blocks, head = self.kinds[kind]
+        most = max(max(size) for size in sizes)
+        inputs = {width: torch.randn(most, width).to(self.activations) for width in set(self.inputs)}
+        started = time.perf_counter()
+        for tokens, rows in sizes:
+            x = {width: values[:tokens] for width, values in inputs.items()}
+            _call([(layer, x[width]) for block in blocks for layer, width in zip(block, self.inputs, strict=True)])
+            head(inputs[self.inputs[0]][:rows])
+        return time.perf_counter() - started
+
     def seconds(self, tokens: int, rows: int, kind: str | None = None) -> float:
         """The products of a step of so many tokens, `rows` of which are sampled; without `kind` by the faster of both."""
         if kind is None:

@@ -10,6 +10,7 @@ its next piece of work, the others are addresses and sizes.
 """
 
 import ctypes
+from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,15 +29,19 @@ FAST = {"contract", "reassoc", "arcp", "nsz"}  # sums may be reordered; NaN stay
 # Python's error model would test for division by 0, which keeps a loop from being vector code.
 compiled = partial(njit, fastmath=FAST, error_model="numpy")
 SIGNATURE = types.void(types.CPointer(types.int64))
+POINTER = ctypes.POINTER(ctypes.c_int64)
 
 
 def run(kernel: Any, pieces: int, *arguments: int) -> None:
     """Run `kernel`, a cfunc of SIGNATURE, over so many pieces of work on torch's threads, and wait for it."""
-    data = (ctypes.c_int64 * (len(arguments) + 1))(0, *arguments)
+    data = array("q", (0, *arguments))
+    address, _ = data.buffer_info()
     if pieces > 1 and _parallel:
-        _parallel(kernel.address, ctypes.addressof(data), torch.get_num_threads(), 0)
+        _parallel(kernel.address, address, torch.get_num_threads(), 0)
     else:
-        kernel.ctypes(data)  # of a smaller team OpenMP would dismiss threads, and the next operator would hire them again
+        kernel.ctypes(
+            ctypes.cast(address, POINTER)
+        )  # of a smaller team OpenMP would dismiss threads, and the next operator would hire them again
 
 
 def _find_parallel() -> Callable[[int, int, int, int], None] | None:

@@ -41,7 +41,7 @@ def attention(
         rows * -(-heads // group),
         *(tensor.data_ptr() for tensor in (q, k, v, out, k_cache, v_cache)),
         *(tensor.data_ptr() for tensor in (batch.begins, batch.starts, batch.spans, batch.tables, batch.slots)),
-        *(tokens, q.stride(0), rows, width, len(k_cache), k_cache.shape[2], heads, head_size, group),
+        *(tokens, q.stride(0), rows, width, k_cache.shape[0], k_cache.shape[2], heads, head_size, group),
     )
     return out
 

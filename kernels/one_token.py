@@ -7,6 +7,7 @@ AVX512-VNNI: in panels of 64 outputs, and in a panel, for every four inputs, the
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -46,18 +47,14 @@ def can_read(packed: torch.Tensor, weight: torch.Tensor) -> bool:
     return True
 
 
-def linear(
-    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, bias: torch.Tensor, gelu: bool
-) -> torch.Tensor:
-    """x (1, K) float32 times `packed` (N, K), which `can_read` has seen, to (1, N) float32; through GELU if so asked. scales,
-    offsets and bias (N,) float32: an output's scale, the sum of its scaled weights, and what is added."""
+def linear(x: torch.Tensor, addresses: Sequence[int], outputs: int, gelu: bool) -> torch.Tensor:
+    """x (1, K) float32 times weights (N, K) that `can_read` has seen, to (1, N) float32; through GELU if so asked. `addresses`:
+    of the weights, and, (N,) float32 each, of an output's scale, the sum of its scaled weights, and what is added."""
     if x.dtype != torch.float32:
         raise TypeError(f"activations to quantize are float32, not {x.dtype}")
     x = x.contiguous()
-    y = torch.empty((1, len(bias)))
-    data = torch.ops.mkldnn.data_ptr(packed)
-    addresses = (x.data_ptr(), data, *(tensor.data_ptr() for tensor in (scales, offsets, bias, y)))
-    cpu.run(_kernel(), -(-len(bias) // PANEL), *addresses, x.shape[1], len(bias), gelu)
+    y = torch.empty((1, outputs))
+    cpu.run(_kernel(), -(-outputs // PANEL), x.data_ptr(), *addresses, y.data_ptr(), x.shape[1], outputs, gelu)
     return y
 
 

@@ -43,6 +43,7 @@ def test_products_between_two_measured_batches_take_a_time_between(model: GPT, d
         products.heads[kind] = dict.fromkeys(BATCHES, 2.0)
     assert products.seconds(100, 3) == pytest.approx(102)
     assert products.seconds(1024, 0) == pytest.approx(1024), "no row is sampled, and beyond the largest in proportion"
+    assert products.replay([(5, 1), (600, 0), (1, 1)], kind) > 0, "also of a step that samples nothing"
     products.layers["laid out"] = dict.fromkeys(BATCHES, 1.0)
     assert products.seconds(64, 1) == pytest.approx(3), "the faster of both"
 
