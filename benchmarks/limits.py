@@ -64,8 +64,7 @@ class Products:
         for tokens in BATCHES:
             x = {width: torch.randn(tokens, width).to(self.activations) for width in set(self.inputs)}
             for kind, (blocks, head) in self.kinds.items():
-                layers = [(layer, x[width]) for block in blocks for layer, width in zip(block, self.inputs, strict=True)]
-                seconds = best(partial(_call, layers), runs)
+                seconds = best(partial(_call, self._with_inputs(blocks, x)), runs)
                 self.layers[kind][tokens] = min(seconds, self.layers[kind].get(tokens, seconds))
                 seconds = best(partial(_call, [(head, x[self.inputs[0]])]), runs)
                 self.heads[kind][tokens] = min(seconds, self.heads[kind].get(tokens, seconds))
@@ -79,9 +78,13 @@ class Products:
         started = time.perf_counter()
         for tokens, rows in sizes:
             x = {width: values[:tokens] for width, values in inputs.items()}
-            _call([(layer, x[width]) for block in blocks for layer, width in zip(block, self.inputs, strict=True)])
+            _call(self._with_inputs(blocks, x))
             head(inputs[self.inputs[0]][:rows])
         return time.perf_counter() - started
+
+    def _with_inputs(self, blocks: list[list[nn.Module]], x: dict[int, torch.Tensor]) -> list[tuple[nn.Module, torch.Tensor]]:
+        """Each layer, and of `x`, which is by width, what goes into it."""
+        return [(layer, x[width]) for block in blocks for layer, width in zip(block, self.inputs, strict=True)]
 
     def seconds(self, tokens: int, rows: int, kind: str | None = None) -> float:
         """The products of a step of so many tokens, `rows` of which are sampled; without `kind` by the faster of both."""
