@@ -152,6 +152,7 @@ class Meter:
     PLACES: tuple[tuple[Any, str, str], ...] = (
         (linear.PackedLinear, "forward", "products"),
         (linear.Int8Linear, "forward", "products"),
+        (linear.one_token, "block", "products"),  # and what else is in a block
         (torch.nn.Linear, "forward", "products"),
         (gpt, "ragged_attention", "attention"),
         (executor_module, "sample", "sampling"),

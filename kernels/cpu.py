@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
 
 LOG2_E = np.float32(1.4426950408889634)
 EXP2 = tuple(np.float32(c) for c in (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
                                      2.402264791363012e-1, 6.931472028550421e-1, 1.0))  # fmt: skip
+STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16}  # how Numba sees them: bfloat16 as its bits
 FAST = {"contract", "reassoc", "arcp", "nsz"}  # sums may be reordered; NaN stays NaN
 # Python's error model would test for division by 0, which keeps a loop from being vector code.
 compiled = partial(njit, fastmath=FAST, error_model="numpy")
@@ -66,6 +68,32 @@ def draw(typingctx, counter):
 
     def generate(context, builder, signature, arguments):
         return builder.atomic_rmw("add", arguments[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def announce(typingctx, counter):
+    """One more in `counter` (a pointer to int64), for those who wait for it; they see what was written before."""
+
+    def generate(context, builder, signature, arguments):
+        builder.atomic_rmw("add", arguments[0], ir.Constant(ir.IntType(64), 1), "release")
+        return context.get_dummy_value()
+
+    return types.void(counter), generate
+
+
+@njit
+def wait_for(counter, number):
+    """Until so many have been announced: it takes microseconds, for which no thread would be put to sleep."""
+    while announced(counter) < number:
+        pass
+
+
+@intrinsic
+def announced(typingctx, counter):
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(arguments[0], "acquire", 8)
 
     return types.int64(counter), generate
 
@@ -125,3 +153,34 @@ def exp2(x):
     for c in EXP2[1:]:
         value = value * part + c
     return float_of(bits(value) + (np.int32(whole) << np.int32(23)))
+
+
+def load(stored: Any) -> Any:
+    """A stored number as float32."""
+    raise NotImplementedError
+
+
+@overload(load, inline="always")
+def _load(stored):
+    if stored == types.float32:
+        return lambda stored: stored
+    if stored == types.uint16:
+        return lambda stored: float_of(np.int32(stored) << np.int32(16))
+    raise TypingError(f"{stored} is not a dtype of this kernel")
+
+
+def store(value: Any, array: Any) -> Any:
+    """A float32 as `array` stores it, rounded to the nearest, ties to even."""
+    raise NotImplementedError
+
+
+@overload(store, inline="always")
+def _store(value, array):
+    if array.dtype == types.float32:
+        return lambda value, array: value
+
+    def rounded(value, array):
+        pattern = np.uint32(bits(value))
+        return np.uint16((pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    return rounded

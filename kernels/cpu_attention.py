@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numba import carray, cfunc, types
-from numba.core.errors import TypingError
-from numba.extending import overload
 
 from kernels import cpu
-from kernels.cpu import LOG2_E, bits, compiled, draw, exp2, float_of, pointer, prefetch
+from kernels.cpu import LOG2_E, STORED, bits, compiled, draw, exp2, float_of, load, pointer, prefetch, store
 
-STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16}  # how Numba sees them: bfloat16 as its bits
 LINE = 64  # bytes that come from memory together
 MOST_HEADS = 16  # of a piece of work: neighbours in memory, so that the processor reads ahead
 PIECES_A_THREAD = 4  # at least, where there are so many heads: for an even share
@@ -76,18 +73,27 @@ def _kernel(stored: Any, cached: Any) -> Any:
                 break
             row, g = divmod(piece, groups)
             low, high = g * group, min(heads, (g + 1) * group)
-            begin, end, start = begins[row], begins[row + 1], starts[row]
-            write(k, k_cache, slots, begin, end, low, high)
-            write(v, v_cache, slots, begin, end, low, high)
-            for first in range(begin, end, TILE):
-                count = min(TILE, end - first)
-                column = start + first - begin
-                read = max(column + count, spans[row])
-                fetch(q, first, count, low, high, queries)
-                attend(queries, sums, scores, k_cache, v_cache, tables, row, low, high, count, column, read)
-                hand_out(sums, out, first, count, low, high)
+            share_of_row(
+                *(q, k, v, out, k_cache, v_cache, begins, starts, spans, tables, slots, row, low, high),
+                *(queries, sums, scores),
+            )
 
     return kernel
+
+
+@compiled
+def share_of_row(q, k, v, out, k_cache, v_cache, begins, starts, spans, tables, slots, row, low, high, queries, sums, scores):
+    """A piece of work: heads [low, high) of a row. The last three are room for (heads * TILE) queries."""
+    begin, end, start = begins[row], begins[row + 1], starts[row]
+    write(k, k_cache, slots, begin, end, low, high)
+    write(v, v_cache, slots, begin, end, low, high)
+    for first in range(begin, end, TILE):
+        count = min(TILE, end - first)
+        column = start + first - begin
+        read = max(column + count, spans[row])
+        fetch(q, first, count, low, high, queries)
+        attend(queries, sums, scores, k_cache, v_cache, tables, row, low, high, count, column, read)
+        hand_out(sums, out, first, count, low, high)
 
 
 @compiled
@@ -207,34 +213,3 @@ def hand_out(sums, out, first, count, low, high):
 def ordered(pattern):
     """A float's bits as an integer that is ordered as floats are, and back."""
     return pattern ^ ((pattern >> np.int32(31)) & np.int32(0x7FFFFFFF))
-
-
-def load(stored: Any) -> Any:
-    """A stored number as float32."""
-    raise NotImplementedError
-
-
-@overload(load, inline="always")
-def _load(stored):
-    if stored == types.float32:
-        return lambda stored: stored
-    if stored == types.uint16:
-        return lambda stored: float_of(np.int32(stored) << np.int32(16))
-    raise TypingError(f"{stored} is not a dtype of this kernel")
-
-
-def store(value: Any, array: Any) -> Any:
-    """A float32 as `array` stores it, rounded to the nearest, ties to even."""
-    raise NotImplementedError
-
-
-@overload(store, inline="always")
-def _store(value, array):
-    if array.dtype == types.float32:
-        return lambda value, array: value
-
-    def rounded(value, array):
-        pattern = np.uint32(bits(value))
-        return np.uint16((pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-    return rounded

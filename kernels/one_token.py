@@ -1,121 +1,123 @@
-"""An 8-bit linear layer for one token, in Numba: most of what a step of a single request consists of.
+"""A step of one token on a processor, in Numba: a transformer block as one kernel, and a linear layer as one.
 
-For one token the product is a walk over the weights, as fast as memory hands them out, and what each operator costs by itself
-counts too. So here activations to 8 bits, product, scaling and GELU are one kernel; each number comes out as it does from
-`kernels/quantize.py` and oneDNN's product, bit for bit. It reads the weights where oneDNN has packed them on processors with
-AVX512-VNNI: in panels of 64 outputs, and in a panel, for every four inputs, the four weights of each output.
+With a single request a step has next to nothing to compute. What counts is how fast the weights come from memory, and every
+operator that begins and ends by itself keeps memory waiting: a dozen a block. Here the threads go through a block together.
+They share a layer's panels (`kernels/panels.py`) and the heads of attention, and whoever finds no piece left waits for the
+others' last one, not for Python. What is short they do each for itself. The order of arithmetic is the batch's, so that a
+token comes out the same alone or in company: in int8 by construction, in bfloat16 as far as oneDNN adds up as it was seen to
+(`panels.CHUNK`).
 """
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray, cfunc, types
 
 from kernels import cpu
-from kernels.cpu import draw, pointer
-from kernels.quantize import LEVELS, quantize_row, scale_row
+from kernels.cpu import STORED, announce, draw, pointer, wait_for
+from kernels.cpu_attention import PIECES_A_THREAD, TILE, share_of_row
+from kernels.layer_norm import normalize
+from kernels.panels import PANEL, layer
+from kernels.ragged_attention import RaggedBatch
 
-PANEL = 64  # outputs
-LANES = 16  # outputs of one instruction
-STEP = 4  # inputs, that one instruction multiplies and adds up
-DOT = "llvm.x86.avx512.vpdpbusd.512"
-WORD, LONG = ir.IntType(32), ir.IntType(64)
-
-
-def can_read(packed: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `packed` has the int8 `weight` (N, K) in panels, and this processor the instruction to multiply by them."""
-    outputs, inputs = weight.shape
-    size, last = PANEL * inputs, (outputs - 1) // PANEL
-    if not llvm.get_host_cpu_features().get("avx512vnni") or inputs % STEP or outputs < PANEL:
-        return False
-    if torch.ops.mkldnn._nbytes(packed) < (last + 1) * size:
-        return False
-    for panel in (0, last):
-        found = (ctypes.c_int8 * size).from_address(torch.ops.mkldnn.data_ptr(packed) + panel * size)
-        expected = torch.zeros(PANEL, inputs, dtype=torch.int8)  # what is missing in the last one
-        expected[: outputs - panel * PANEL] = weight[panel * PANEL : (panel + 1) * PANEL]
-        if bytes(found) != expected.view(PANEL, -1, STEP).transpose(0, 1).contiguous().numpy().tobytes():
-            return False
-    return True
+COUNTERS = 10  # two for each part of a block that is shared out: a layer, attention, and three layers
 
 
 def linear(x: torch.Tensor, addresses: Sequence[int], outputs: int, gelu: bool) -> torch.Tensor:
-    """x (1, K) float32 times weights (N, K) that `can_read` has seen, to (1, N) float32; through GELU if so asked. `addresses`:
-    of the weights, and, (N,) float32 each, of an output's scale, the sum of its scaled weights, and what is added."""
-    if x.dtype != torch.float32:
-        raise TypeError(f"activations to quantize are float32, not {x.dtype}")
+    """x (1, K) times the weights (N, K) in panels, to (1, N) of x's dtype; through GELU if so asked. `addresses` as
+    `panels.layer` has them."""
     x = x.contiguous()
-    y = torch.empty((1, outputs))
-    cpu.run(_kernel(), -(-outputs // PANEL), x.data_ptr(), *addresses, y.data_ptr(), x.shape[1], outputs, gelu)
+    y = torch.empty((1, outputs), dtype=x.dtype)
+    kernel, pieces = _linear(STORED[x.dtype]), -(-outputs // PANEL)
+    cpu.run(kernel, pieces, 0, *addresses, x.data_ptr(), y.data_ptr(), x.shape[1], outputs, gelu)
+    return y
+
+
+def block(
+    x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch, addresses: Sequence[int], epsilon: int
+) -> torch.Tensor:
+    """A block's output (1, C) for its input x (1, C), whose K and V are written into the caches as `ragged_attention` does.
+    `addresses`: weight and bias of both layer norms, then, of each layer in the order they are used, those that `panels.layer`
+    asks for. `epsilon`: the layer norms', by its bits."""
+    x = x.contiguous()
+    width = x.shape[1]
+    heads, block_size, head_size = k_cache.shape[1:]
+    y, between = torch.empty_like(x), torch.empty(9 * width, dtype=x.dtype)
+    group = max(1, heads // (PIECES_A_THREAD * torch.get_num_threads()))
+    cpu.run(
+        _block(STORED[x.dtype], STORED[k_cache.dtype]),
+        torch.get_num_threads(),
+        *(0,) * (COUNTERS - 1),
+        *addresses,
+        *(tensor.data_ptr() for tensor in (x, y, between, k_cache, v_cache)),
+        *(tensor.data_ptr() for tensor in (batch.begins, batch.starts, batch.spans, batch.tables, batch.slots)),
+        *(width, batch.tables.shape[1], k_cache.shape[0], block_size, heads, head_size, group, epsilon),
+    )
     return y
 
 
 @cache
-def _kernel() -> Any:
+def _linear(stored: Any) -> Any:
     """Compiled at the first call, since not every processor has the instruction, and kept on disk."""
 
     @cfunc(cpu.SIGNATURE, cache=True)
     def kernel(arguments):
-        a = carray(arguments, 10)
-        inputs, outputs, gelu = a[7], a[8], a[9]
-        x = carray(pointer(a[1], types.float32), inputs)
-        scales, offsets = carray(pointer(a[3], types.float32), outputs), carray(pointer(a[4], types.float32), outputs)
-        bias, y = carray(pointer(a[5], types.float32), outputs), carray(pointer(a[6], types.float32), outputs)
-        levels, sums = np.empty(inputs, np.uint8), np.empty(PANEL, np.int32)
-        scale, zero = quantize_row(x, np.float32(LEVELS), levels)  # by each thread for itself: sooner done than waited for
-        while True:
-            first = draw(arguments) * PANEL
-            if first >= outputs:
-                break
-            multiply(a[2] + first * inputs, levels.ctypes.data, inputs // STEP, sums.ctypes.data)
-            own = slice(first, min(first + PANEL, outputs))
-            rescale(sums, scales[own], y[own])
-            scale_row(y[own], scale, zero, offsets[own], bias[own], gelu)
+        a = carray(arguments, 11)
+        x, y = carray(pointer(a[6], stored), a[8]), carray(pointer(a[7], stored), a[9])
+        layer(a.ctypes.data, x, a[2:6], a[10], x[:0], y)
 
     return kernel
 
 
-@njit
-def rescale(sums, scales, y):
-    """As oneDNN ends its product. Without fast-math, which would fuse the multiplication with what follows."""
-    for i in range(len(y)):
-        y[i] = np.float32(sums[i]) * scales[i]
+@cache
+def _block(stored: Any, cached: Any) -> Any:
+    @cfunc(cpu.SIGNATURE, cache=True)
+    def kernel(arguments):
+        a = carray(arguments, 48)
+        counters = a.ctypes.data
+        norms, layers, tensors, sizes = a[10:14], a[14:30], a[30:40], a[40:48]
+        width, blocks_a_row, blocks, block_size = sizes[0], sizes[1], sizes[2], sizes[3]
+        heads, head_size, group, epsilon = sizes[4], sizes[5], sizes[6], sizes[7]
+        x, y = carray(pointer(tensors[0], stored), width), carray(pointer(tensors[1], stored), width)
+        between = carray(pointer(tensors[2], stored), 9 * width)
+        qkv, middle, wide = between[: 3 * width], between[3 * width : 5 * width], between[5 * width :]
+        attended, halfway = middle[:width], middle[width:]
+        k_cache = carray(pointer(tensors[3], cached), (blocks, heads, block_size, head_size))
+        v_cache = carray(pointer(tensors[4], cached), (blocks, heads, block_size, head_size))
+        begins, starts = carray(pointer(tensors[5], types.int32), 2), carray(pointer(tensors[6], types.int32), 1)
+        spans, slots = carray(pointer(tensors[7], types.int32), 1), carray(pointer(tensors[9], types.int64), 1)
+        tables = carray(pointer(tensors[8], types.int32), (1, blocks_a_row))
+        normed = np.empty_like(x)
+
+        norm(x, norms[0:2], epsilon, normed)
+        layer(counters, normed, layers[0:4], False, x[:0], qkv)
+        rows, out = qkv.reshape((3, 1, width)), attended.reshape((1, width))
+        queries, sums = np.empty((group * TILE, head_size), np.float32), np.empty((group * TILE, head_size), np.float32)
+        scores = np.empty((group * TILE, blocks_a_row * block_size), np.float32)
+        pieces = -(-heads // group)
+        while True:
+            piece = draw(pointer(counters + 16, types.int64))
+            if piece >= pieces:
+                break
+            low, high = piece * group, min(heads, (piece + 1) * group)
+            share_of_row(
+                *(rows[0], rows[1], rows[2], out, k_cache, v_cache, begins, starts, spans, tables, slots, 0, low, high),
+                *(queries, sums, scores),
+            )
+            announce(pointer(counters + 24, types.int64))
+        wait_for(pointer(counters + 24, types.int64), pieces)
+        layer(counters + 32, attended, layers[4:8], False, x, halfway)
+        norm(halfway, norms[2:4], epsilon, normed)
+        layer(counters + 48, normed, layers[8:12], True, x[:0], wide)
+        layer(counters + 64, wide, layers[12:16], False, halfway, y)
+
+    return kernel
 
 
-@intrinsic
-def multiply(typingctx, weights, levels, steps, sums):
-    """A panel of int8 at the address `weights` times uint8 `levels`, STEP of them in each of so many steps, to PANEL int32
-    `sums`. In the compiler's own terms, since the sums have to stay in registers from step to step."""
-
-    def generate(context, builder, signature, arguments):
-        weights, levels, steps, sums = arguments
-        vector = ir.VectorType(WORD, LANES)
-        dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), DOT)
-        zero, unset = ir.Constant(vector, [WORD(0)] * LANES), ir.Constant(vector, ir.Undefined)
-        parts = range(0, PANEL * STEP, LANES * STEP)  # bytes
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in parts]
-        with cgutils.for_range(builder, steps) as loop:
-            four = builder.load(_at(builder, levels, loop.index, STEP, WORD), align=1)
-            everywhere = builder.shuffle_vector(builder.insert_element(unset, four, WORD(0)), unset, zero)
-            for part, total in zip(parts, totals, strict=True):
-                fours = builder.load(_at(builder, weights, loop.index, PANEL * STEP, vector, part), align=1)
-                builder.store(builder.call(dot, [builder.load(total), everywhere, fours]), total)
-        for part, total in zip(parts, totals, strict=True):
-            builder.store(builder.load(total), _at(builder, sums, LONG(0), 0, vector, part), align=1)
-        return context.get_dummy_value()
-
-    return types.void(weights, levels, steps, sums), generate
-
-
-def _at(builder: Any, address: Any, index: Any, stride: int, kind: ir.Type, offset: int = 0) -> Any:
-    """The place `index` strides and `offset` bytes behind the int64 `address`."""
-    place = builder.add(address, builder.add(builder.mul(index, LONG(stride)), LONG(offset)))
-    return builder.inttoptr(place, kind.as_pointer())
+@cpu.compiled
+def norm(x, addresses, epsilon, y):
+    weight = carray(pointer(addresses[0], y.dtype), len(x))
+    normalize(x, weight, carray(pointer(addresses[1], y.dtype), len(x)), epsilon, y)

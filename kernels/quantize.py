@@ -10,11 +10,11 @@ import torch
 from numba import carray, cfunc, types
 
 from kernels import cpu
-from kernels.cpu import FAST, LOG2_E, bits, compiled, draw, exp2, float_of, pointer
+from kernels.cpu import FAST, bits, compiled, draw, float_of, pointer
+from kernels.gelu import gelu_of
 
 # Without VNNI's 32-bit sums, processors add pairs of products in 16 bits, which 7-bit activations cannot overflow.
 LEVELS = 255 if torch.cpu._is_vnni_supported() else 127
-GELU = np.float32(2 * LOG2_E * (2 / np.pi) ** 0.5)
 
 
 def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -65,12 +65,6 @@ def scale_row(sums, scale, zero, offsets, bias, gelu):
     else:
         for i in range(len(sums)):
             sums[i] = (sums[i] - zero * offsets[i]) * scale + bias[i]
-
-
-@compiled
-def gelu_of(x):
-    """x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x**3), as x / (1 + exp(-2 u))."""
-    return x / (np.float32(1) + exp2(-GELU * x * (np.float32(1) + np.float32(0.044715) * x * x)))
 
 
 @cfunc(cpu.SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")

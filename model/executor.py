@@ -32,10 +32,12 @@ class GPTExecutor:
         self._step: Step | None = None
 
     def warm_up(self) -> None:
-        """Compute one token into block 0, so that kernels are compiled before the first request. Raises what goes wrong."""
-        req = Request("warm-up", [0], 1)
+        """Compute a token, and two at once, into block 0, so that the kernels of both are compiled before the first request.
+        Raises what goes wrong."""
+        req = Request("warm-up", [0, 0], 1)
         req.blocks.append(0)
-        self._compute((Row(req, 0, 1, 0, 0, True),))
+        for count in (1, 2):
+            self._compute((Row(req, 0, count, 0, 0, True),))
 
     def submit(self, step: Step) -> None:
         self._step = step

@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from kernels import quantize
+from kernels.gelu import gelu_
 from model.checkpoint import GPTConfig, random
 from model.device import kv_dtype
 from model.linear import Int8Linear, PackedLinear, lay_out
@@ -108,10 +109,13 @@ def test_activations_of_another_dtype_are_refused():
 
 def test_gelu_is_torchs():
     x = torch.cat([torch.linspace(-12, 12, 999), torch.tensor([-1e30, 1e30, 0.0])])[None]
-    width = x.shape[1]
-    one, none = torch.ones(1), torch.zeros(1)
-    y = quantize.scale_(x.clone(), one, none, torch.zeros(width), torch.zeros(width), gelu=True)
-    assert (y - F.gelu(x.double(), approximate="tanh")).abs().max() < 1e-6
+    wanted = F.gelu(x.double(), approximate="tanh")
+    assert (gelu_(x.clone()) - wanted).abs().max() < 1e-6
+    rounded = x.bfloat16()
+    wanted = F.gelu(rounded.double(), approximate="tanh")
+    assert ((gelu_(rounded.clone()) - wanted).abs() <= wanted.abs() / 250 + 1e-6).all()
+    one, none = torch.ones(1), torch.zeros(1002)
+    assert torch.equal(quantize.scale_(x.clone(), one, none[:1], none, none, gelu=True), gelu_(x.clone()))
 
 
 # A whole model.
