@@ -43,7 +43,7 @@ class Stats:
             self._errors: Counter[str] = Counter()
             self._batch_sizes: Counter[int] = Counter()
             self._steps = self._computed = self._padding = self._recomputed = self._output = self._prompt = 0
-            self._finished = self._preemptions = 0
+            self._finished = self._preemptions = self._graph_padding = 0
             self._busy = self._peak_blocks = 0.0
             self._started_at: float | None = now if live else None
             self._last_at = now
@@ -70,6 +70,7 @@ class Stats:
         with self._lock:
             self._busy += max(0.0, result.ended - max(result.started, self._started_at or result.started))
             self._output += tokens
+            self._graph_padding += result.graph_padding
             self._last_at = result.ended
 
     def on_error(self, code: str) -> None:
@@ -117,6 +118,7 @@ class Stats:
                 "tokens_computed": self._computed,
                 "padding_tokens": self._padding,
                 "padding_share": self._padding / work if work else 0.0,
+                "graph_padding_rows": self._graph_padding,
                 "recomputed_tokens": self._recomputed,
                 "preemptions": self._preemptions,
                 "peak_blocks_in_use": int(self._peak_blocks),

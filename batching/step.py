@@ -54,13 +54,15 @@ class Step:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`tokens`: the token drawn for each row that samples, by request id. Times in seconds on the driver's clock."""
+    """`tokens`: the token drawn for each row that samples, by request id. Times in seconds on the driver's clock.
+    `graph_padding`: rows that the executor added by itself, to fill a captured graph."""
 
     step_id: int
     started: float
     ended: float
     tokens: Mapping[str, int] = field(default_factory=dict)
     error: Exception | None = None
+    graph_padding: int = 0
 
 
 class Executor(Protocol):

@@ -18,6 +18,7 @@ import torch.nn as nn
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from benchmarks.workload import Job, serve
+from model.device import DTYPES
 from model.gpt import GPT
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -25,13 +26,20 @@ READ_BYTES = 1 << 28
 
 
 def best(run: Callable[[], object], runs: int) -> float:
-    """The shortest of so many times, in seconds."""
+    """The shortest of so many times, in seconds; a GPU's work is waited for."""
     times = []
     for _ in range(runs):
+        wait_for_gpu()
         started = time.perf_counter()
         run()
+        wait_for_gpu()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def read_bandwidth(device: torch.device, runs: int = 8) -> float:
@@ -46,14 +54,15 @@ class Products:
     def __init__(self, model: GPT, dtype: str) -> None:
         """`model` as it is served: its laid out layers are used, the library's are made of random weights."""
         config = model.config
-        self.activations = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.activations = DTYPES.get(dtype, torch.float32)
+        self.device = model.wte.weight.device
         blocks: list[Any] = list(model.h)  # all of them: of fewer, some would still lie in the processor's cache
         laid_out = [[block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj] for block in blocks]
         width = config.n_embd
         self.inputs = [width, width, width, 4 * width]
         outputs = [3 * width, width, 4 * width, width]
-        library = [[_library(i, o, dtype) for i, o in zip(self.inputs, outputs, strict=True)] for _ in blocks]
-        head = _library(width, config.vocab_size, dtype)
+        library = [[_library(i, o, dtype).to(self.device) for i, o in zip(self.inputs, outputs, strict=True)] for _ in blocks]
+        head = _library(width, config.vocab_size, dtype).to(self.device)
         self.kinds = {"library": (library, head), "laid out": (laid_out, model.lm_head)}
         self.layers: dict[str, dict[int, float]] = {kind: {} for kind in self.kinds}  # seconds of all layers by tokens
         self.heads: dict[str, dict[int, float]] = {kind: {} for kind in self.kinds}  # seconds of the head by rows
@@ -62,7 +71,7 @@ class Products:
     def measure(self, runs: int = 2) -> None:
         """One more round over all batches; the shortest times are kept."""
         for tokens in BATCHES:
-            x = {width: torch.randn(tokens, width).to(self.activations) for width in set(self.inputs)}
+            x = self._random(tokens)
             for kind, (blocks, head) in self.kinds.items():
                 seconds = best(partial(_call, self._with_inputs(blocks, x)), runs)
                 self.layers[kind][tokens] = min(seconds, self.layers[kind].get(tokens, seconds))
@@ -74,13 +83,19 @@ class Products:
         """Seconds that the products of these steps take, one after the other; (tokens, rows to be sampled) of each."""
         blocks, head = self.kinds[kind]
         most = max(max(size) for size in sizes)
-        inputs = {width: torch.randn(most, width).to(self.activations) for width in set(self.inputs)}
+        inputs = self._random(most)
+        wait_for_gpu()
         started = time.perf_counter()
         for tokens, rows in sizes:
             x = {width: values[:tokens] for width, values in inputs.items()}
             _call(self._with_inputs(blocks, x))
             head(inputs[self.inputs[0]][:rows])
+        wait_for_gpu()
         return time.perf_counter() - started
+
+    def _random(self, tokens: int) -> dict[int, torch.Tensor]:
+        """What goes into the layers, by width."""
+        return {width: torch.randn(tokens, width).to(self.device, self.activations) for width in set(self.inputs)}
 
     def _with_inputs(self, blocks: list[list[nn.Module]], x: dict[int, torch.Tensor]) -> list[tuple[nn.Module, torch.Tensor]]:
         """Each layer, and of `x`, which is by width, what goes into it."""
@@ -101,7 +116,7 @@ def _call(layers: list[tuple[nn.Module, torch.Tensor]]) -> None:
 def _library(inputs: int, outputs: int, dtype: str) -> nn.Module:
     layer = nn.Sequential(nn.Linear(inputs, outputs).requires_grad_(False))
     if dtype != "int8":
-        return layer.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+        return layer.to(DTYPES[dtype])
     with warnings.catch_warnings():  # that this part of torch will move elsewhere
         warnings.simplefilter("ignore")
         return torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)

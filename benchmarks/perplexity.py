@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kernels.ragged_attention import RaggedBatch
+from kernels.batch import RaggedBatch
 from model.device import kv_dtype
 from model.engine import Loaded, load_model
 from model.kv_cache import KVCache

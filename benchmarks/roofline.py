@@ -4,9 +4,12 @@
 
 First the limits: read bandwidth, and the matrix products of the model by batch. Then the engine's real decode step for every
 batch and context: its time, its limit (the products, plus the KV cache read once at full bandwidth), and the share of
-attention, products, sampling and scheduling. And the workload W1, 64 requests at once, and W2, one at a time, each in turn with
-the products of the very same steps, which take as long and meet the same neighbours. Random weights; the best of several
-interleaved rounds counts, for limits and engine alike. Prints tables, writes roofline.csv and roofline.png.
+attention, products, sampling and scheduling. (A single token goes through a block in one kernel, which counts as products. On
+a GPU, where a step is one graph, products and attention are those measured alone, and the step is compared with what its
+bytes take at the bandwidth of a copy, or its arithmetic at the rate of a large matrix product.) And the workload W1, 64
+requests at once, and W2, one at a time, each in turn with the products of the very same steps, which take as long and meet
+the same neighbours. Random weights; the best of several interleaved rounds counts, for limits and engine alike. Prints
+tables, writes roofline.csv and roofline.png.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from batching.policies.nobatch import NoBatch
 from batching.policy import Policy
 from batching.request import Request
 from batching.scheduler import Scheduler
+from benchmarks import kernels
 from benchmarks.limits import FreeExecutor, Products, read_bandwidth, step_sizes
 from benchmarks.workload import Job, all_at_once, one_at_a_time, serve
 from model import executor as executor_module
@@ -35,7 +39,7 @@ from model.engine import Loaded, load_model, make_executor
 from model.executor import GPTExecutor
 
 BATCHES = (1, 4, 16, 64, 128, 256)
-CONTEXTS = (16, 128, 512, 1000)
+CONTEXTS = (16, 128, 256, 512, 1000)
 STEPS = 8  # timed of each batch and context
 MOST_KV_GB = 8.0
 PARTS = ("products", "attention", "sampling", "scheduling", "rest")
@@ -99,6 +103,8 @@ def examine(loaded: Loaded, runs: int) -> list[Point]:
                     whole = replace(limits, token_budget=1 << 20, max_prefill_tokens=1 << 20)
                     with meter:
                         step = decode(Scheduler(Dynamic(), whole), executor, batch, context, meter)
+                    if loaded.device.type == "cuda":
+                        step = measured_alone(loaded, products, step, batch, context)
                     timed.setdefault((batch, context), []).append(step)
     column_bytes = 2 * loaded.model.config.n_layer * loaded.model.config.n_embd * kv_dtype(loaded.dtype, loaded.device).itemsize
     points = []
@@ -108,6 +114,8 @@ def examine(loaded: Loaded, runs: int) -> list[Point]:
         shares = {part: parts[part] / parts["step"] for part in PARTS}
         points.append(Point(loaded.dtype, batch, context, parts["step"], limit, limit / parts["step"], **shares))
     print_tables(loaded, bandwidth, products, points)
+    if loaded.device.type == "cuda":
+        print_bounds(loaded, points)
     for name, (_, jobs) in WORKLOADS.items():
         tokens = sum(count for _, count in jobs)
         rate, bounds = tokens / served[name, "engine"], {kind: tokens / served[name, kind] for kind in products.kinds}
@@ -134,16 +142,43 @@ def decode(scheduler: Scheduler, executor: GPTExecutor, batch: int, context: int
     steps = []
     for _ in range(STEPS):
         meter.seconds.clear()
-        started, computed = time.perf_counter(), meter.collected
+        started, computed = time.perf_counter(), meter.computed
         driver.iterate(executor)
         whole = time.perf_counter() - started
         parts = {part: meter.seconds.get(part, 0.0) for part in PARTS}
-        parts["scheduling"] = whole - (meter.collected - computed)
+        parts["scheduling"] = whole - (meter.computed - computed)
         parts["rest"] = whole - sum(parts.values())
         steps.append({"step": whole, **parts})
-    while driver.iterate(free) is not None:
+    while driver.iterate(executor) is not None:
         pass
     return sorted(steps, key=lambda parts: parts["step"])[STEPS // 2]
+
+
+def measured_alone(loaded: Loaded, products: Products, step: dict[str, float], batch: int, context: int) -> dict[str, float]:
+    """The parts of a step on a GPU, whose host sees only that the whole is launched."""
+    inputs = kernels.Inputs(batch, context, kv_dtype(loaded.dtype, loaded.device), loaded.device)
+    with torch.inference_mode():
+        attention = kernels.time_of(kernels.ours(inputs), loaded.device) * loaded.model.config.n_layer
+    parts = {"products": products.seconds(batch, batch), "attention": attention, "sampling": 0.0, "scheduling": 0.0}
+    return {"step": step["step"], **parts, "rest": step["step"] - sum(parts.values())}
+
+
+def print_bounds(loaded: Loaded, points: list[Point]) -> None:
+    """Each step against the two times that no GPU code undercuts."""
+    copy, rate = kernels.copy_bandwidth(loaded.device), matmul_rate(loaded)
+    config, size = loaded.model.config, kv_dtype(loaded.dtype, loaded.device).itemsize
+    weights = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
+    print(f"copies {copy / 1e9:.0f} GB/s, multiplies {rate / 1e12:.0f} TFLOP/s; step / max(bytes / copy, FLOP / rate):")
+    for p in points:
+        columns = 2 * config.n_layer * config.n_embd * p.batch * p.context
+        bound = max((weights + columns) * size / copy, 2 * (weights * p.batch + columns) / rate)
+        print(f"  batch {p.batch:3}, context {p.context:4}: {p.step_s / bound:.2f}  ({1e3 * bound:.3f} ms)")
+
+
+def matmul_rate(loaded: Loaded, size: int = 8192) -> float:
+    """Floating-point operations a second in a large product of random numbers."""
+    a, b = (torch.randn(size, size, device=loaded.device).to(kv_dtype(loaded.dtype, loaded.device)) for _ in range(2))
+    return 2 * size**3 / kernels.median(lambda: a @ b, loaded.device)
 
 
 class Meter:
@@ -154,14 +189,15 @@ class Meter:
         (linear.Int8Linear, "forward", "products"),
         (linear.one_token, "block", "products"),  # and what else is in a block
         (torch.nn.Linear, "forward", "products"),
-        (gpt, "ragged_attention", "attention"),
+        (gpt, "paged_attention", "attention"),
         (executor_module, "sample", "sampling"),
-        (GPTExecutor, "collect", "collected"),
+        (GPTExecutor, "submit", "computed"),
+        (GPTExecutor, "collect", "computed"),
     )
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.collected = 0.0
+        self.computed = 0.0
 
     def __enter__(self) -> None:
         self._originals = [getattr(owner, name) for owner, name, _ in self.PLACES]
@@ -179,8 +215,8 @@ class Meter:
                 return function(*args)
             finally:
                 seconds = time.perf_counter() - started
-                if part == "collected":
-                    self.collected += seconds
+                if part == "computed":
+                    self.computed += seconds
                 else:
                     self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 

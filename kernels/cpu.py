@@ -109,6 +109,19 @@ def pointer(typingctx, address, dtype):
 
 
 @intrinsic
+def call(typingctx, address, arguments):
+    """Call the kernel at the int64 `address`: the very same code, bit for bit, where a function that both use would be compiled
+    into each, and the order in which the compiler adds up differs from one place to the next."""
+
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [values[1].type])
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), [values[1]])
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), generate
+
+
+@intrinsic
 def bits(typingctx, value):
     """The 32 bits of a float32, as an int32."""
 

@@ -17,30 +17,42 @@ import torch
 from numba import carray, cfunc, types
 
 from kernels import cpu
-from kernels.cpu import LOG2_E, STORED, bits, compiled, draw, exp2, float_of, load, pointer, prefetch, store
+from kernels.cpu import LOG2_E, STORED, announce, bits, compiled, draw, exp2, float_of, load, pointer, prefetch, store
 
 LINE = 64  # bytes that come from memory together
 MOST_HEADS = 16  # of a piece of work: neighbours in memory, so that the processor reads ahead
 PIECES_A_THREAD = 4  # at least, where there are so many heads: for an even share
 TILE = 4  # queries that share a walk over the blocks
+DONE = 21 * 8  # bytes from the first argument to the count of pieces that are done
 
 
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: Any
 ) -> torch.Tensor:
-    """As `ragged_attention`, for float32 or bfloat16 tensors on a CPU. q, k, v may be strided over tokens, not within one."""
-    tokens, heads, head_size = q.shape
-    out = torch.empty((tokens, heads, head_size), dtype=q.dtype)
-    rows, width = batch.tables.shape
-    group = max(1, min(MOST_HEADS, rows * heads // (PIECES_A_THREAD * torch.get_num_threads())))
-    cpu.run(
-        _kernel(STORED[q.dtype], STORED[k_cache.dtype]),
-        rows * -(-heads // group),
-        *(tensor.data_ptr() for tensor in (q, k, v, out, k_cache, v_cache)),
-        *(tensor.data_ptr() for tensor in (batch.begins, batch.starts, batch.spans, batch.tables, batch.slots)),
-        *(tokens, q.stride(0), rows, width, k_cache.shape[0], k_cache.shape[2], heads, head_size, group),
-    )
+    """As `paged_attention`, for float32 or bfloat16 tensors on a CPU. q, k, v may be strided over tokens, not within one."""
+    out = torch.empty(q.shape, dtype=q.dtype)
+    places = (q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr())
+    pieces, arguments = describe(*places, q.stride(0), k_cache, v_cache, batch)
+    cpu.run(kernel_for(q.dtype, k_cache.dtype), pieces, *arguments[1:])
     return out
+
+
+def describe(
+    q: int, k: int, v: int, out: int, stride: int, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: Any
+) -> tuple[int, list[int]]:
+    """Into how many pieces the work is cut, and the kernel's arguments. The last of them counts the pieces that are done."""
+    rows, width = batch.tables.shape
+    blocks, heads, block_size, head_size = k_cache.shape
+    group = max(1, min(MOST_HEADS, rows * heads // (PIECES_A_THREAD * torch.get_num_threads())))
+    tensors = (k_cache, v_cache, batch.begins, batch.starts, batch.spans, batch.tables, batch.slots)
+    sizes = (len(batch.slots), stride, rows, width, blocks, block_size, heads, head_size, group)
+    arguments = [0, q, k, v, out, *(tensor.data_ptr() for tensor in tensors), *sizes, 0]
+    return rows * -(-heads // group), arguments
+
+
+def kernel_for(dtype: torch.dtype, cached_as: torch.dtype) -> Any:
+    """The cfunc for queries and a cache of these dtypes."""
+    return _kernel(STORED[dtype], STORED[cached_as])
 
 
 @cache
@@ -49,7 +61,7 @@ def _kernel(stored: Any, cached: Any) -> Any:
 
     @cfunc(cpu.SIGNATURE, cache=True)
     def kernel(arguments):
-        a = carray(arguments, 21)
+        a = carray(arguments, 22)
         tokens, stride, rows, width, blocks = a[12], a[13], a[14], a[15], a[16]
         block_size, heads, head_size, group = a[17], a[18], a[19], a[20]
         q = carray(pointer(a[1], stored), (tokens, stride))
@@ -73,27 +85,19 @@ def _kernel(stored: Any, cached: Any) -> Any:
                 break
             row, g = divmod(piece, groups)
             low, high = g * group, min(heads, (g + 1) * group)
-            share_of_row(
-                *(q, k, v, out, k_cache, v_cache, begins, starts, spans, tables, slots, row, low, high),
-                *(queries, sums, scores),
-            )
+            begin, end, start = begins[row], begins[row + 1], starts[row]
+            write(k, k_cache, slots, begin, end, low, high)
+            write(v, v_cache, slots, begin, end, low, high)
+            for first in range(begin, end, TILE):
+                count = min(TILE, end - first)
+                column = start + first - begin
+                read = max(column + count, spans[row])
+                fetch(q, first, count, low, high, queries)
+                attend(queries, sums, scores, k_cache, v_cache, tables, row, low, high, count, column, read)
+                hand_out(sums, out, first, count, low, high)
+            announce(pointer(a.ctypes.data + DONE, types.int64))
 
     return kernel
-
-
-@compiled
-def share_of_row(q, k, v, out, k_cache, v_cache, begins, starts, spans, tables, slots, row, low, high, queries, sums, scores):
-    """A piece of work: heads [low, high) of a row. The last three are room for (heads * TILE) queries."""
-    begin, end, start = begins[row], begins[row + 1], starts[row]
-    write(k, k_cache, slots, begin, end, low, high)
-    write(v, v_cache, slots, begin, end, low, high)
-    for first in range(begin, end, TILE):
-        count = min(TILE, end - first)
-        column = start + first - begin
-        read = max(column + count, spans[row])
-        fetch(q, first, count, low, high, queries)
-        attend(queries, sums, scores, k_cache, v_cache, tables, row, low, high, count, column, read)
-        hand_out(sums, out, first, count, low, high)
 
 
 @compiled

@@ -1,5 +1,4 @@
-"""Layer normalization (Ba et al. 2016) on a processor, in Numba: token by token, so that a kernel which needs it for a single
-token gets the same bits as a batch."""
+"""Layer normalization (Ba et al. 2016) on a processor, in Numba, token by token."""
 
 from functools import cache
 from typing import Any
@@ -17,13 +16,18 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilo
     x = x.contiguous()
     tokens, width = x.shape
     y = torch.empty_like(x)
-    cpu.run(_kernel(STORED[x.dtype]), tokens, *(t.data_ptr() for t in (x, weight, bias, y)), tokens, width, as_bits(epsilon))
+    cpu.run(kernel_for(x.dtype), tokens, *(t.data_ptr() for t in (x, weight, bias, y)), tokens, width, as_bits(epsilon))
     return y
 
 
 def as_bits(value: float) -> int:
     """As float32 among a kernel's integers."""
     return int(np.float32(value).view(np.int32))
+
+
+def kernel_for(dtype: torch.dtype) -> Any:
+    """The cfunc for activations of this dtype."""
+    return _kernel(STORED[dtype])
 
 
 @compiled

@@ -3,27 +3,30 @@
 With a single request a step has next to nothing to compute. What counts is how fast the weights come from memory, and every
 operator that begins and ends by itself keeps memory waiting: a dozen a block. Here the threads go through a block together.
 They share a layer's panels (`kernels/panels.py`) and the heads of attention, and whoever finds no piece left waits for the
-others' last one, not for Python. What is short they do each for itself. The order of arithmetic is the batch's, so that a
-token comes out the same alone or in company: in int8 by construction, in bfloat16 as far as oneDNN adds up as it was seen to
+others' last one, not for Python. What is short they do each for itself.
+
+A token comes out the same alone or in company, to the last bit: attention and layer norm are the batch's own compiled kernels,
+products of int8 are exact, and products in bfloat16 are added up in the order in which oneDNN was seen to do it
 (`panels.CHUNK`).
 """
 
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, cfunc, types
+from numba import carray, cfunc, njit, types
 
-from kernels import cpu
-from kernels.cpu import STORED, announce, draw, pointer, wait_for
-from kernels.cpu_attention import PIECES_A_THREAD, TILE, share_of_row
-from kernels.layer_norm import normalize
+from kernels import cpu, cpu_attention, layer_norm
+from kernels.batch import RaggedBatch
+from kernels.cpu import STORED, call, pointer, wait_for
+from kernels.cpu_attention import DONE
 from kernels.panels import PANEL, layer
-from kernels.ragged_attention import RaggedBatch
 
-COUNTERS = 10  # two for each part of a block that is shared out: a layer, attention, and three layers
+COUNTERS = 8  # two for each layer of a block
+ATTENDED = 3  # widths from the first of the numbers between the layers to what comes out of attention
 
 
 def linear(x: torch.Tensor, addresses: Sequence[int], outputs: int, gelu: bool) -> torch.Tensor:
@@ -39,22 +42,24 @@ def linear(x: torch.Tensor, addresses: Sequence[int], outputs: int, gelu: bool) 
 def block(
     x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch, addresses: Sequence[int], epsilon: int
 ) -> torch.Tensor:
-    """A block's output (1, C) for its input x (1, C), whose K and V are written into the caches as `ragged_attention` does.
+    """A block's output (1, C) for its input x (1, C), whose K and V are written into the caches as `paged_attention` does.
     `addresses`: weight and bias of both layer norms, then, of each layer in the order they are used, those that `panels.layer`
     asks for. `epsilon`: the layer norms', by its bits."""
     x = x.contiguous()
     width = x.shape[1]
-    heads, block_size, head_size = k_cache.shape[1:]
     y, between = torch.empty_like(x), torch.empty(9 * width, dtype=x.dtype)
-    group = max(1, heads // (PIECES_A_THREAD * torch.get_num_threads()))
+    q, size = between.data_ptr(), width * x.element_size()
+    pieces, arguments = cpu_attention.describe(
+        q, q + size, q + 2 * size, q + ATTENDED * size, 3 * width, k_cache, v_cache, batch
+    )
+    attention = array("q", arguments)
     cpu.run(
-        _block(STORED[x.dtype], STORED[k_cache.dtype]),
+        _block(STORED[x.dtype]),
         torch.get_num_threads(),
         *(0,) * (COUNTERS - 1),
         *addresses,
-        *(tensor.data_ptr() for tensor in (x, y, between, k_cache, v_cache)),
-        *(tensor.data_ptr() for tensor in (batch.begins, batch.starts, batch.spans, batch.tables, batch.slots)),
-        *(width, batch.tables.shape[1], k_cache.shape[0], block_size, heads, head_size, group, epsilon),
+        *(x.data_ptr(), y.data_ptr(), q, width, layer_norm.kernel_for(x.dtype).address, epsilon),
+        *(cpu_attention.kernel_for(x.dtype, k_cache.dtype).address, attention.buffer_info()[0], pieces),
     )
     return y
 
@@ -73,51 +78,34 @@ def _linear(stored: Any) -> Any:
 
 
 @cache
-def _block(stored: Any, cached: Any) -> Any:
+def _block(stored: Any) -> Any:
     @cfunc(cpu.SIGNATURE, cache=True)
     def kernel(arguments):
-        a = carray(arguments, 48)
-        counters = a.ctypes.data
-        norms, layers, tensors, sizes = a[10:14], a[14:30], a[30:40], a[40:48]
-        width, blocks_a_row, blocks, block_size = sizes[0], sizes[1], sizes[2], sizes[3]
-        heads, head_size, group, epsilon = sizes[4], sizes[5], sizes[6], sizes[7]
-        x, y = carray(pointer(tensors[0], stored), width), carray(pointer(tensors[1], stored), width)
-        between = carray(pointer(tensors[2], stored), 9 * width)
-        qkv, middle, wide = between[: 3 * width], between[3 * width : 5 * width], between[5 * width :]
-        attended, halfway = middle[:width], middle[width:]
-        k_cache = carray(pointer(tensors[3], cached), (blocks, heads, block_size, head_size))
-        v_cache = carray(pointer(tensors[4], cached), (blocks, heads, block_size, head_size))
-        begins, starts = carray(pointer(tensors[5], types.int32), 2), carray(pointer(tensors[6], types.int32), 1)
-        spans, slots = carray(pointer(tensors[7], types.int32), 1), carray(pointer(tensors[9], types.int64), 1)
-        tables = carray(pointer(tensors[8], types.int32), (1, blocks_a_row))
+        a = carray(arguments, 37)
+        counters, norms, layers, width = a.ctypes.data, a[8:12], a[12:28], a[31]
+        x, y = carray(pointer(a[28], stored), width), carray(pointer(a[29], stored), width)
+        between = carray(pointer(a[30], stored), 9 * width)
+        qkv, attended = between[: 3 * width], between[3 * width : 4 * width]
+        halfway, wide = between[4 * width : 5 * width], between[5 * width :]
         normed = np.empty_like(x)
 
-        norm(x, norms[0:2], epsilon, normed)
+        norm(a, x, norms[0:2], normed)
         layer(counters, normed, layers[0:4], False, x[:0], qkv)
-        rows, out = qkv.reshape((3, 1, width)), attended.reshape((1, width))
-        queries, sums = np.empty((group * TILE, head_size), np.float32), np.empty((group * TILE, head_size), np.float32)
-        scores = np.empty((group * TILE, blocks_a_row * block_size), np.float32)
-        pieces = -(-heads // group)
-        while True:
-            piece = draw(pointer(counters + 16, types.int64))
-            if piece >= pieces:
-                break
-            low, high = piece * group, min(heads, (piece + 1) * group)
-            share_of_row(
-                *(rows[0], rows[1], rows[2], out, k_cache, v_cache, begins, starts, spans, tables, slots, 0, low, high),
-                *(queries, sums, scores),
-            )
-            announce(pointer(counters + 24, types.int64))
-        wait_for(pointer(counters + 24, types.int64), pieces)
-        layer(counters + 32, attended, layers[4:8], False, x, halfway)
-        norm(halfway, norms[2:4], epsilon, normed)
-        layer(counters + 48, normed, layers[8:12], True, x[:0], wide)
-        layer(counters + 64, wide, layers[12:16], False, halfway, y)
+        call(a[34], pointer(a[35], types.int64))  # the threads share its pieces too
+        wait_for(pointer(a[35] + DONE, types.int64), a[36])
+        layer(counters + 16, attended, layers[4:8], False, x, halfway)
+        norm(a, halfway, norms[2:4], normed)
+        layer(counters + 32, normed, layers[8:12], True, x[:0], wide)
+        layer(counters + 48, wide, layers[12:16], False, halfway, y)
 
     return kernel
 
 
-@cpu.compiled
-def norm(x, addresses, epsilon, y):
-    weight = carray(pointer(addresses[0], y.dtype), len(x))
-    normalize(x, weight, carray(pointer(addresses[1], y.dtype), len(x)), epsilon, y)
+@njit
+def norm(a, x, addresses, y):
+    """By each thread for itself. Returns the number of draws, which keeps the arguments in memory until it is done."""
+    own = np.zeros(8, np.int64)
+    own[1], own[2], own[3], own[4] = x.ctypes.data, addresses[0], addresses[1], y.ctypes.data
+    own[5], own[6], own[7] = 1, len(x), a[33]
+    call(a[32], pointer(own.ctypes.data, types.int64))
+    return own[0]

@@ -10,8 +10,10 @@ import torch
 
 from batching.blocks import blocks_for
 from batching.policy import Limits
+from kernels.attention import has_triton
 from model import checkpoint
 from model.checkpoint import CheckpointError
+from model.cuda_graphs import CudaCapture
 from model.device import free_memory, kv_dtype, pick_device, pick_dtype, weight_dtype
 from model.executor import GPTExecutor
 from model.gpt import GPT
@@ -102,7 +104,8 @@ def make_executor(
     if num_blocks < a_context:
         need = a_context * block_bytes / 2**30
         raise ValueError(f"kv-memory-gb: one context takes {need:.3g} GiB of KV cache, {budget / 2**30:.3g} GiB are given")
-    cache = KVCache(config.n_layer, num_blocks, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
+    graphs = has_triton(loaded.device)  # plain torch's attention asks the device for numbers, which no graph can hold
+    cache = KVCache(config.n_layer, num_blocks + graphs, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
     limits = Limits(
         max_batch_size=max_batch_size,
         token_budget=token_budget,
@@ -112,6 +115,9 @@ def make_executor(
         num_blocks=num_blocks,
         max_queue=max_queue,
     )
-    executor = GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock)
+    depth = 2 if loaded.device.type == "cuda" else 1
+    executor = GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock, max_batch_size, depth)
     executor.warm_up()
+    if graphs:
+        executor.capture(CudaCapture(loaded.device))
     return executor, limits

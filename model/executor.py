@@ -1,35 +1,59 @@
 """Runs a step on the model: flattens its rows into one ragged batch, computes, samples. It keeps the KV cache; which block
 belongs to whom it is told by the scheduler.
 
+On a GPU two steps are under way: while the device computes one, the host takes in the one before and plans and launches the
+next. A request's next input token is then not yet known to the host, so it is handed on from step to step on the device, and
+comes to the host behind. On a CPU a step is computed when it is submitted.
+
 Padding is really computed: a static batch's padding columns and the finished rows that keep their seats go through every
 layer, their K and V to slots of the same row that real tokens will overwrite.
 """
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from batching.request import Request
 from batching.step import Row, Step, StepResult
-from kernels.ragged_attention import RaggedBatch
+from model.cuda_graphs import Capture, DecodeGraphs
 from model.gpt import GPT
 from model.kv_cache import KVCache
 from model.sampling import sample
+from model.step_inputs import Shape, StepInputs
+
+
+@dataclass
+class UnderWay:
+    """A step that was launched. `drawn`: the tokens for `rows`, on the host once `ended`."""
+
+    step: Step
+    started: float
+    began: torch.cuda.Event | None
+    ended: torch.cuda.Event | None = None
+    rows: list[Row] = field(default_factory=list)
+    drawn: torch.Tensor | None = None
+    error: Exception | None = None
+    graph_padding: int = 0
 
 
 class GPTExecutor:
-    """Computes in `collect`, on the caller's thread: on a CPU there is nothing to overlap with."""
-
-    depth = 1
-
-    def __init__(self, model: GPT, cache: KVCache, vocab_size: int, clock: Callable[[], float]) -> None:
-        """`vocab_size`: the tokenizer's; ids beyond it are never drawn."""
+    def __init__(
+        self, model: GPT, cache: KVCache, vocab_size: int, clock: Callable[[], float], max_batch_size: int, depth: int = 1
+    ) -> None:
+        """`vocab_size`: the tokenizer's; ids beyond it are never drawn. `depth`: steps that may be under way, 1 or 2."""
+        self.depth = depth
         self._model = model
         self._cache = cache
         self._vocab_size = vocab_size
         self._clock = clock
-        self._step: Step | None = None
+        self._max_batch_size = max_batch_size
+        self._graphs: DecodeGraphs | None = None
+        self._under_way: deque[UnderWay] = deque()
+        self._drawn = torch.zeros(max_batch_size, dtype=torch.int64, device=cache.device)  # in the last step that was launched
+        self._places: dict[str, int] = {}  # and for whom, by request id
 
     def warm_up(self) -> None:
         """Compute a token, and two at once, into block 0, so that the kernels of both are compiled before the first request.
@@ -37,58 +61,114 @@ class GPTExecutor:
         req = Request("warm-up", [0, 0], 1)
         req.blocks.append(0)
         for count in (1, 2):
-            self._compute((Row(req, 0, count, 0, 0, True),))
-
-    def submit(self, step: Step) -> None:
-        self._step = step
-
-    def collect(self) -> StepResult:
-        step = self._step
-        if step is None:
-            raise RuntimeError("collect without a step under way")
-        started = self._clock()
-        try:
-            tokens, error = self._compute(step.rows), None
-        except Exception as failure:  # the requests of this step are told; the server goes on
-            tokens, error = {}, failure
-        self._step = None
-        return StepResult(step.id, started, self._clock(), tokens, error)
+            self._launch((Row(req, 0, count, 0, 0, True),))
 
     @torch.inference_mode()
-    def _compute(self, rows: tuple[Row, ...]) -> dict[str, int]:
-        """The token drawn for each row that samples, by request id."""
-        tokens: list[int] = []
-        drawn = []
-        for row in rows:
-            if row.samples or row.count == 0:
-                drawn.append((row, len(tokens) + max(row.count, 1) - 1))  # and the place of its last real token
-            tokens += row.req.tokens[row.start : row.start + row.count] + [0] * row.pad
-        batch, positions = self._describe(rows, len(tokens))
-        logits = self._model(
-            torch.tensor(tokens, device=self._cache.device),
-            positions,
-            self._cache,
-            batch,
-            torch.tensor([place for _, place in drawn], dtype=torch.int64, device=self._cache.device),
-        )[:, : self._vocab_size]
-        indices = [len(row.req.tokens) - row.req.prompt_len for row, _ in drawn]
-        sampled = sample(logits, [row.req.sampling for row, _ in drawn], indices)
-        return {row.req.id: token for (row, _), token in zip(drawn, sampled, strict=True) if row.samples}
+    def capture(self, how: Capture) -> None:
+        """Make graphs of the decode steps. The cache must have a block that the scheduler does not know of: its last."""
+        config = self._model.config
+        width = -(-config.block_size // self._cache.block_size)
+        sizes = (self._max_batch_size, width, self._vocab_size)
+        self._graphs = DecodeGraphs(self._forward, how, self._cache.device, *sizes)
 
-    def _describe(self, rows: tuple[Row, ...], num_tokens: int) -> tuple[RaggedBatch, torch.Tensor]:
-        """The batch as attention reads it, and each token's position (T,). In NumPy, so that no Python work grows with the
-        context."""
-        block_size = self._cache.block_size
-        starts = np.array([row.start for row in rows], np.int32)
-        begins = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum([row.count + row.pad for row in rows], out=begins[1:])
-        tables = np.zeros((len(rows), max(len(row.req.blocks) for row in rows)), np.int32)
-        for row, table in zip(rows, tables, strict=True):
+    def submit(self, step: Step) -> None:
+        launched = UnderWay(step, self._clock(), self._mark())
+        try:
+            launched.rows, launched.drawn, launched.graph_padding = self._launch(step.rows)
+        except Exception as failure:  # the requests of this step are told; the server goes on
+            launched.error = failure
+            self._places = {}
+        launched.ended = self._mark()
+        self._under_way.append(launched)
+
+    def collect(self) -> StepResult:
+        if not self._under_way:
+            raise RuntimeError("collect without a step under way")
+        done = self._under_way.popleft()
+        tokens: dict[str, int] = {}
+        error, started = done.error, done.started
+        try:
+            if done.ended is not None:
+                done.ended.synchronize()
+            if done.drawn is not None:
+                pairs = zip(done.rows, done.drawn.tolist(), strict=True)
+                tokens = {row.req.id: token for row, token in pairs if row.samples}
+        except Exception as failure:  # what went wrong on the device shows here
+            error = failure
+        ended = self._clock()
+        if done.began is not None and done.ended is not None and error is None:
+            started = ended - done.began.elapsed_time(done.ended) / 1e3  # the device's own time
+        return StepResult(done.step.id, started, ended, tokens, error, done.graph_padding)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """A moment in the device's work."""
+        if self._cache.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @torch.inference_mode()
+    def _launch(self, rows: tuple[Row, ...]) -> tuple[list[Row], torch.Tensor, int]:
+        """The rows for which a token is drawn, the tokens, on their way to the host, and rows that only fill a graph."""
+        drawn = [row for row in rows if row.samples or row.count == 0]
+        num_tokens = sum(row.count + row.pad for row in rows)
+        graphs = self._graphs if num_tokens == len(rows) == len(drawn) else None
+        if graphs:
+            size = graphs.bucket(len(rows))
+            logits = graphs.run(self._describe(rows, graphs.shape(size)), size)[: len(rows)]
+        else:
+            size = len(rows)
+            shape = Shape(num_tokens, len(rows), max(len(row.req.blocks) for row in rows), len(drawn))
+            host = self._describe(rows, shape)
+            logits = self._forward(StepInputs.within(host.memory.to(self._cache.device, non_blocking=True), shape))
+        # A request may have tokens that are still under way: those before the drawn one are counted, not looked at.
+        indices = [row.start + max(row.count, 1) - row.req.prompt_len for row in drawn]
+        tokens = sample(logits, [row.req.sampling for row in drawn], indices)
+        if self.depth > 1:
+            self._drawn[: len(drawn)].copy_(tokens)
+            self._places = {row.req.id: place for place, row in enumerate(drawn) if row.samples}
+        return drawn, tokens.to("cpu", non_blocking=True), size - len(rows)
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        tokens = inputs.tokens
+        if self.depth > 1:
+            tokens = torch.where(inputs.places < 0, tokens, self._drawn[inputs.places.clamp(min=0)])
+        logits = self._model(tokens, inputs.positions, self._cache, inputs.batch, inputs.sampled)
+        return logits[:, : self._vocab_size]
+
+    def _describe(self, rows: tuple[Row, ...], shape: Shape) -> StepInputs:
+        """On the host, in memory that a GPU can read. In NumPy, so that no Python work grows with the context. Rows of `shape`
+        beyond these have a token each, and belong to the cache's last block."""
+        pinned = self._cache.device.type == "cuda"
+        inputs = StepInputs.within(torch.empty(shape.nbytes, dtype=torch.uint8, pin_memory=pinned), shape)
+        batch, block_size = inputs.batch, self._cache.block_size
+        num_rows, more = len(rows), shape.rows - len(rows)
+        starts, begins, tables = batch.starts.numpy(), batch.begins.numpy(), batch.tables.numpy()
+        starts[:num_rows] = [row.start for row in rows]
+        starts[num_rows:] = 0
+        batch.spans.numpy()[:] = [*(row.span for row in rows), *(0,) * more]
+        begins[0] = 0
+        np.cumsum([*(row.count + row.pad for row in rows), *(1,) * more], out=begins[1:])
+        tables[:num_rows] = 0
+        for row, table in zip(rows, tables, strict=False):
             table[: len(row.req.blocks)] = row.req.blocks
-        owner = np.repeat(np.arange(len(rows)), np.diff(begins))  # the row of each token
-        columns = np.arange(num_tokens) - begins[owner] + starts[owner]
-        slots = tables[owner, columns // block_size].astype(np.int64) * block_size + columns % block_size
-        positions = np.minimum(columns, self._model.config.block_size - 1)
-        spans = np.array([row.span for row in rows], np.int32)
-        batch = RaggedBatch(*(torch.from_numpy(a).to(self._cache.device) for a in (begins, starts, spans, tables, slots)))
-        return batch, torch.from_numpy(positions).to(self._cache.device)
+        tables[num_rows:] = self._cache.num_blocks - 1
+        owner = np.repeat(np.arange(shape.rows), np.diff(begins))  # the row of each token
+        columns = np.arange(shape.tokens) - begins[owner] + starts[owner]
+        batch.slots.numpy()[:] = tables[owner, columns // block_size].astype(np.int64) * block_size + columns % block_size
+        np.minimum(columns, self._model.config.block_size - 1, out=inputs.positions.numpy())
+        places, tokens = inputs.places.numpy(), inputs.tokens.numpy()
+        places[:], tokens[:] = -1, 0
+        for row, begin in zip(rows, begins.tolist(), strict=False):
+            known = row.req.tokens[row.start : row.start + row.count]
+            tokens[begin : begin + len(known)] = known
+            if len(known) < row.count:  # its last is still being drawn; if that failed, so will the request
+                places[begin + len(known)] = self._places.get(row.req.id, -1)
+        drawn = [
+            begin + max(row.count, 1) - 1
+            for row, begin in zip(rows, begins.tolist(), strict=False)
+            if row.samples or not row.count
+        ]
+        inputs.sampled.numpy()[:] = [*drawn, *range(shape.tokens - more, shape.tokens)]
+        return inputs

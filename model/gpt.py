@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019) in nanoGPT's shape, for inference over a flattened ragged batch: the tokens of all requests in
 one row of T, prefill chunks and decodes mixed, attention per request over a paged KV cache.
 
-Read it top down. It knows nothing of requests, policies or HTTP; `kernels/ragged_attention.py` does the attention.
+Read it top down. It knows nothing of requests, policies or HTTP; `kernels/attention.py` does the attention.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from kernels.ragged_attention import RaggedBatch, ragged_attention
+from kernels.attention import paged_attention
+from kernels.batch import RaggedBatch
 from model.kv_cache import KVCache
 
 
@@ -75,7 +76,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         T, C = x.shape
         q, k, v = self.c_attn(x).view(T, 3, self.n_head, C // self.n_head).unbind(1)  # each (T, nh, hs)
-        y = ragged_attention(q, k, v, k_cache, v_cache, batch)  # (T, nh, hs)
+        y = paged_attention(q, k, v, k_cache, v_cache, batch)  # (T, nh, hs)
         return self.c_proj(y.view(T, C))
 
 

@@ -15,6 +15,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (num_blocks, heads, block_size, head_size)  # a head of a block is contiguous: what attention reads at a time
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]

@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 
 from kernels import one_token, panels, quantize
+from kernels.batch import RaggedBatch
 from kernels.gelu import gelu_
 from kernels.layer_norm import as_bits, layer_norm
-from kernels.ragged_attention import RaggedBatch
 from model.gpt import GPT, MLP, Block
 
 USUAL_TOKENS = 64  # a layout is chosen for so many in a step, and serves any number

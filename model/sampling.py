@@ -17,12 +17,13 @@ GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111E
 Narrow = Callable[[torch.Tensor, Sequence[SamplingParams]], tuple[torch.Tensor, torch.Tensor]]
 
 
-def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
-    """One token a row. logits: (R, vocab) float32; params and indices (how many tokens were generated before) by row.
+def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> torch.Tensor:
+    """One token a row: (R,) int64, on the device of the logits. logits: (R, vocab) float32; params and indices (how many tokens
+    were generated before) by row.
 
-    Rows are drawn in groups that a row's own parameters choose, never its neighbours.
+    Rows are drawn in groups that a row's own parameters choose, never its neighbours. The host never waits for the device.
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
+    tokens = logits.argmax(-1)
     groups: dict[tuple[Narrow, int], list[int]] = {}
     for row, p in enumerate(params):
         if p.temperature > 0 and p.top_k != 1:
@@ -30,16 +31,22 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
             groups.setdefault((how, p.top_k), []).append(row)
     for (narrow, _), rows in groups.items():
         own = [params[row] for row in rows]
-        kept, ids = narrow(logits[rows].cpu(), own)  # both (rows, candidates)
+        places = _there(rows, torch.int64, logits.device)
+        kept, ids = narrow(logits[places], own)  # both (rows, candidates)
         u = uniforms([row_key(params[row].seed, indices[row]) for row in rows], ids)
-        place = (_scaled(kept, own) - torch.log(-torch.log(u))).argmax(-1, keepdim=True)
-        for row, token in zip(rows, ids.gather(-1, place)[:, 0].tolist(), strict=True):
-            tokens[row] = token
+        best = (_scaled(kept, own) - torch.log(-torch.log(u))).argmax(-1, keepdim=True)
+        tokens[places] = ids.gather(-1, best)[:, 0]
     return tokens
 
 
+def _there(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting until it has done what it was given before."""
+    here = torch.tensor(values, dtype=dtype)
+    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)
+
+
 def _all(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits, torch.arange(logits.shape[1]).expand_as(logits)
+    return logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
 
 
 def _top_p(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,16 +64,16 @@ def _nucleus(ordered: torch.Tensor, params: Sequence[SamplingParams]) -> torch.T
     """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty."""
     probs = _scaled(ordered, params).softmax(-1)
     before = probs.cumsum(-1) - probs
-    return ordered.masked_fill((before >= _column([p.top_p for p in params])) & (before > 0), -torch.inf)
+    return ordered.masked_fill((before >= _column([p.top_p for p in params], ordered.device)) & (before > 0), -torch.inf)
 
 
 def _scaled(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
     """In float64, and relative to the largest logit, so that no temperature is too small."""
-    return (logits.double() - logits.amax(-1, keepdim=True)) / _column([p.temperature for p in params])
+    return (logits.double() - logits.amax(-1, keepdim=True)) / _column([p.temperature for p in params], logits.device)
 
 
-def _column(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
+def _column(values: list[float], device: torch.device) -> torch.Tensor:
+    return _there(values, torch.float64, device)[:, None]
 
 
 def row_key(seed: int, index: int) -> int:
@@ -82,7 +89,9 @@ def _mix(x: int) -> int:
 
 def uniforms(keys: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
     """A number in (0, 1), float64, for each row's key and token id. ids: (R, n) int64. SplitMix64 once more, on tensors."""
-    x = torch.tensor([_signed(key) for key in keys])[:, None] + (ids + 1) * _signed(GOLDEN)  # wraps, as it should
+    x = _there([_signed(key) for key in keys], torch.int64, ids.device)[:, None] + (ids + 1) * _signed(
+        GOLDEN
+    )  # wraps, as it should
     x = (x ^ _shift(x, 30)) * _signed(MIX_1)
     x = (x ^ _shift(x, 27)) * _signed(MIX_2)
     x = x ^ _shift(x, 31)

@@ -2,9 +2,14 @@
 
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before any kernel is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from batching.policies import POLICIES
 from batching.policy import Policy

@@ -63,7 +63,7 @@ def run(
     cache = KVCache(
         config.n_layer, num_blocks, 16, config.n_head, config.head_size, kv_dtype(demo.dtype, demo.device), demo.device
     )
-    executor = GPTExecutor(demo.model, cache, demo.tokenizer.vocab_size, time.monotonic)
+    executor = GPTExecutor(demo.model, cache, demo.tokenizer.vocab_size, time.monotonic, limits.max_batch_size)
     driver = Driver(Scheduler(POLICIES[mode](), limits), time.monotonic, lambda req: None, log)
     submit = executor.submit
     executor.submit = lambda step: (plans.append(step.plan()) if plans is not None else None, submit(step))  # type: ignore[method-assign]

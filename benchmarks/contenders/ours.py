@@ -7,7 +7,7 @@ from batching.policies import POLICIES
 from batching.scheduler import Scheduler
 from benchmarks.contenders.contender import Session, Setup
 from benchmarks.workload import Job, serve
-from config import CPU_BATCH_SIZE, Settings
+from config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, Settings
 from model.engine import load_model, make_executor
 
 
@@ -17,7 +17,8 @@ class Engine(Session):
     def __init__(self, setup: Setup, dtype: str) -> None:
         loaded = load_model("gpt2-medium", str(setup.checkpoint), dtype, setup.device, fall_back=False)
         usual = Settings()
-        limits = (CPU_BATCH_SIZE, usual.token_budget, usual.max_queue, usual.kv_memory_gb)
+        seats = CPU_BATCH_SIZE if loaded.device.type == "cpu" else GPU_BATCH_SIZE
+        limits = (seats, usual.token_budget, usual.max_queue, usual.kv_memory_gb)
         self._executor, self._limits = make_executor(loaded, time.perf_counter, *limits)
         self.dtype = loaded.dtype
 

@@ -48,7 +48,7 @@ def _turn(contender: Contender, setup: Setup) -> Turn:
     except ModuleNotFoundError as error:
         raise Missing(f"not installed: {error.name}") from None
     try:
-        w1, w2 = workload.all_at_once(), workload.one_at_a_time()
+        w1, w2 = workload.all_at_once(device=setup.device), workload.one_at_a_time()
         if session.limit_s == math.inf:
             for jobs in (w1, w2[:1]):  # a quarter of the way, through every size of a batch
                 session.serve([(prompt, length // 4) for prompt, length in jobs])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.ragged_attention import RaggedBatch
+from kernels.batch import RaggedBatch
 
 BLOCK_SIZE = 16
 HEADS = 5

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from kernels.ragged_attention import RaggedBatch
+from kernels.batch import RaggedBatch
 from model.gpt import GPT
 from model.kv_cache import KVCache
 

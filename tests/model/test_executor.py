@@ -1,6 +1,8 @@
-"""The executor under a real scheduler: texts are transformers' in every mode, and static's padding is really computed."""
+"""The executor under a real scheduler: texts are transformers' in every mode, and static's padding is really computed. What a
+GPU has beside, two steps under way and graphs, is tried here on the processor; a graph is then a function called again."""
 
 import itertools
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -16,9 +18,10 @@ from batching.policy import Limits, Policy
 from batching.request import Request, SamplingParams
 from batching.scheduler import Scheduler
 from batching.step import Row, Step
-from kernels.ragged_attention import RaggedBatch
+from kernels.batch import RaggedBatch
 from model import gpt
 from model.checkpoint import DEMO, GPTConfig, config_of, load, random
+from model.cuda_graphs import buckets
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
@@ -73,19 +76,37 @@ def continued(oracle: GPT2LMHeadModel, prompt: list[int]) -> list[int]:
     return tokens
 
 
-def engine(model: GPT, **changes: int) -> tuple[GPTExecutor, Limits]:
+WAYS = pytest.mark.parametrize("way", ["at once", "overlapped", "graphs"])
+
+
+def engine(model: GPT, way: str = "at once", **changes: int) -> tuple[GPTExecutor, Limits]:
     """Over a cache in which whoever reads a column that was never written will show."""
     config = model.config
     given = {"max_context": config.block_size, "num_blocks": 300, "max_prefill_tokens": 4096}
     limits = Limits(**given | changes)
-    cache = KVCache(config.n_layer, limits.num_blocks, limits.block_size, config.n_head, config.head_size, torch.float32, CPU)
+    num_blocks = limits.num_blocks + (way == "graphs")
+    cache = KVCache(config.n_layer, num_blocks, limits.block_size, config.n_head, config.head_size, torch.float32, CPU)
     for tensor in (*cache.k, *cache.v):
         tensor.fill_(1e4)
-    return GPTExecutor(model, cache, config.vocab_size, itertools.count().__next__), limits
+    clock, depth = itertools.count().__next__, 1 if way == "at once" else 2
+    executor = GPTExecutor(model, cache, config.vocab_size, clock, limits.max_batch_size, depth)
+    if way == "graphs":
+        executor.capture(again)
+    return executor, limits
 
 
-def run(model: GPT, policy: Policy, requests: Sequence[Request], **changes: int) -> Sequence[Request]:
-    executor, limits = engine(model, **changes)
+def again(function: Callable[[], None]) -> Callable[[], None]:
+    """A graph's stand-in. It runs once while it is captured, as a real one does twice."""
+    function()
+    return function
+
+
+def run(model: GPT, policy: Policy, requests: Sequence[Request], way: str = "at once", **changes: int) -> Sequence[Request]:
+    executor, limits = engine(model, way, **changes)
+    return serve(executor, limits, policy, requests)
+
+
+def serve(executor: GPTExecutor, limits: Limits, policy: Policy, requests: Sequence[Request]) -> Sequence[Request]:
     answered: list[Request] = []
     driver = Driver(Scheduler(policy, limits), lambda: 0.0, answered.append)
     for req in requests:
@@ -104,44 +125,140 @@ def greedy(prompts: list[list[int]], lengths: Sequence[int] = (NUM_TOKENS,) * 4)
     return [Request(str(i), list(p), n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))]
 
 
+@WAYS
 @pytest.mark.parametrize("mode", POLICIES)
-def test_every_mode_generates_the_tokens_of_transformers(mode: str, demo: GPT, prompts, expected):
+def test_every_mode_generates_the_tokens_of_transformers(mode: str, way: str, demo: GPT, prompts, expected):
     policy = static() if mode == "static" else POLICIES[mode]()
-    assert [req.output for req in run(demo, policy, greedy(prompts))] == expected
+    assert [req.output for req in run(demo, policy, greedy(prompts), way)] == expected
 
 
-def test_prompts_cut_into_small_chunks_give_the_same_tokens(demo: GPT, prompts, expected):
-    requests = run(demo, Dynamic(), greedy(prompts), max_batch_size=4, token_budget=5)
+@WAYS
+def test_prompts_cut_into_small_chunks_give_the_same_tokens(way: str, demo: GPT, prompts, expected):
+    requests = run(demo, Dynamic(), greedy(prompts), way, max_batch_size=4, token_budget=5)
     assert [req.output for req in requests] == expected
 
 
-def test_preempted_requests_recompute_to_the_same_tokens(demo: GPT, prompts, expected):
+@WAYS
+def test_preempted_requests_recompute_to_the_same_tokens(way: str, demo: GPT, prompts, expected):
     room = sum(-(-len(prompt) // 4) for prompt in prompts) + 4
-    requests = run(demo, Dynamic(), greedy(prompts), block_size=4, num_blocks=room)
+    requests = run(demo, Dynamic(), greedy(prompts), way, block_size=4, num_blocks=room)
     assert sum(req.preemptions for req in requests) > 0
     assert [req.output for req in requests] == expected
 
 
-def test_statics_padding_and_kept_rows_do_not_change_a_text(demo: GPT, prompts, expected):
+@WAYS
+def test_statics_padding_and_kept_rows_do_not_change_a_text(way: str, demo: GPT, prompts, expected):
     lengths = (NUM_TOKENS, 1, 7, 12)
-    requests = run(demo, static(), greedy(prompts, lengths))
+    requests = run(demo, static(), greedy(prompts, lengths), way)
     assert [req.output for req in requests] == [text[:n] for text, n in zip(expected, lengths, strict=True)]
 
 
-def drawn(model: GPT, policy: Policy, prompts: list[list[int]]) -> list[list[int]]:
+@WAYS
+def test_a_stop_ends_its_text_where_it_is_met(way: str, demo: GPT, prompts, expected):
+    """With two steps under way one more token was being drawn by then; it is not looked at."""
+    requests, wanted = greedy(prompts), [text[: text.index(text[5]) + 1] for text in expected]
+    for req, text in zip(requests, expected, strict=True):
+        req.stop = lambda req, end=text[5]: req.tokens[-1] == end
+    assert [req.output for req in run(demo, Dynamic(), requests, way)] == wanted
+
+
+def drawn(model: GPT, policy: Policy, prompts: list[list[int]], way: str = "at once") -> list[list[int]]:
     requests = greedy(prompts)
     for i, req in enumerate(requests):
         req.sampling = SamplingParams(1.0, top_k=[0, 50, 0, 5][i], top_p=[1.0, 1.0, 0.9, 0.9][i], seed=i)
-    return [req.output for req in run(model, policy, requests)]
+    return [req.output for req in run(model, policy, requests, way)]
 
 
-def test_seeded_draws_give_the_same_tokens_in_every_mode(demo: GPT, prompts):
+@WAYS
+def test_seeded_draws_give_the_same_tokens_in_every_mode(way: str, demo: GPT, prompts):
     alone = drawn(demo, NoBatch(), prompts)
     for policy in (static(), Dynamic(), POLICIES["mixed"]()):
-        assert drawn(demo, policy, prompts) == alone, policy
+        assert drawn(demo, policy, prompts, way) == alone, policy
+
+
+# Two steps under way, and graphs.
+
+
+def test_with_two_steps_under_way_the_plans_are_the_same(demo: GPT, prompts):
+    plans: dict[str, list[tuple]] = {}
+    for way in ("at once", "overlapped"):
+        executor, limits = engine(demo, way, max_batch_size=3, token_budget=16)
+        own, submit = plans.setdefault(way, []), executor.submit
+        executor.submit = lambda step, own=own, submit=submit: (own.append(step.plan()), submit(step))
+        serve(executor, limits, Dynamic(), greedy(prompts, (20, 3, 11, 1)))
+    assert plans["overlapped"] == plans["at once"]
+
+
+def test_the_next_step_is_launched_before_a_result_is_asked_for(demo: GPT, prompts):
+    executor, limits = engine(demo, "overlapped")
+    calls: list[str] = []
+    submit, collect = executor.submit, executor.collect
+    executor.submit = lambda step: (calls.append("submit"), submit(step))
+    executor.collect = lambda: (calls.append("collect"), collect())[1]
+    serve(executor, limits, NoBatch(), greedy(prompts[:1], (4,)))
+    assert calls == ["submit", "submit", "collect", "submit", "collect", "submit", "collect", "collect"]
+
+
+def test_a_step_takes_the_next_larger_graph_and_fills_it_with_rows_that_touch_nobodys_blocks(demo: GPT):
+    executor, limits = engine(demo, "graphs", max_batch_size=16)
+    requests = [Request(str(i), [i + 1] * 17, 2) for i in range(11)]
+    for i, req in enumerate(requests):
+        req.blocks = array("i", [2 * i, 2 * i + 1])
+        req.tokens.append(5)
+    cache = executor._cache
+    before = [tensor.clone() for tensor in (*cache.k, *cache.v)]
+    executor.submit(Step(1, tuple(Row(req, 17, 1, 0, 0, True) for req in requests), 0.0))
+    result = executor.collect()
+    assert (result.error, len(result.tokens), result.graph_padding) == (None, 11, 16 - 11)
+    changed = {
+        block
+        for now, then in zip((*cache.k, *cache.v), before, strict=True)
+        for block in (now != then).flatten(1).any(1).nonzero()[:, 0].tolist()
+    }
+    assert changed == {2 * i + 1 for i in range(11)} | {limits.num_blocks}
+
+
+def test_steps_with_prompts_in_them_take_no_graph(demo: GPT):
+    executor, _ = engine(demo, "graphs")
+    req = Request("r", [1, 2, 3], 5)
+    req.blocks = array("i", [0])
+    executor.submit(Step(1, (Row(req, 0, 3, 0, 0, True),), 0.0))
+    executor.submit(Step(2, (Row(req, 3, 1, 0, 0, True),), 0.0))
+    assert [executor.collect().graph_padding, executor.collect().graph_padding] == [0, 0]
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 64, 100, 256, 300, 1000])
+def test_buckets_hold_every_number_of_rows_and_waste_little(most: int):
+    sizes = buckets(most)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    for rows in range(1, most + 1):
+        bucket = next(size for size in sizes if size >= rows)
+        assert bucket <= max(rows * 1.25 + 7, 1)
 
 
 # Failures.
+
+
+def test_with_two_steps_under_way_a_failed_one_ends_its_own_requests(demo: GPT, prompts, expected):
+    executor, limits = engine(demo, "overlapped")
+    answered: list[Request] = []
+    driver = Driver(Scheduler(Dynamic(), limits), lambda: 0.0, answered.append)
+    first, bad, good = (
+        Request("first", list(prompts[1]), 3),
+        Request("bad", [10**6], 5),
+        Request("good", list(prompts[0]), NUM_TOKENS),
+    )
+    driver.submit(first)
+    driver.iterate(executor)
+    driver.submit(bad)
+    driver.iterate(executor)  # first and bad are in one step
+    driver.submit(good)
+    while len(answered) < 3:
+        driver.iterate(executor)
+    assert [req.error and req.error.code for req in (first, bad, good)] == ["step_failed", "step_failed", None]
+    assert good.output == expected[0]
+    assert driver.scheduler.blocks.num_free == limits.num_blocks
 
 
 def test_a_failing_model_is_the_steps_error_and_the_next_step_is_computed(demo: GPT):
@@ -188,9 +305,9 @@ class Meter:
 
     def __init__(self, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[int, int, int]] = []
-        self._attention = gpt.ragged_attention
+        self._attention = gpt.paged_attention
         self._read: list[tuple[int, int]] = []
-        monkeypatch.setattr(gpt, "ragged_attention", self._attend)
+        monkeypatch.setattr(gpt, "paged_attention", self._attend)
         model.h[0].mlp.register_forward_hook(self._end_of_step)
 
     def _attend(self, q, k, v, k_cache, v_cache, batch: RaggedBatch) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -10,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.request import SamplingParams
-from model.sampling import row_key, sample, uniforms
+from model import sampling
+from model.sampling import row_key, uniforms
 
 DRAWS = 6000
+
+
+def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
+    tokens: list[int] = sampling.sample(logits, params, indices).tolist()
+    return tokens
 
 
 def random_logits(rows: int, vocab: int, seed: int = 0) -> torch.Tensor:
