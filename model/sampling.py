@@ -32,7 +32,8 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
     for (narrow, _), rows in groups.items():
         own = [params[row] for row in rows]
         places = _there(rows, torch.int64, logits.device)
-        kept, ids = narrow(logits[places], own)  # both (rows, candidates)
+        few = logits if len(rows) == len(params) else logits[places]
+        kept, ids = narrow(few, own)  # both (rows, candidates)
         u = uniforms([row_key(params[row].seed, indices[row]) for row in rows], ids)
         best = (_scaled(kept, own) - torch.log(-torch.log(u))).argmax(-1, keepdim=True)
         tokens[places] = ids.gather(-1, best)[:, 0]

@@ -1,6 +1,8 @@
 """From settings to an engine: what is loaded, what it falls back to, and how much memory it takes."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +134,14 @@ def test_too_little_kv_memory_is_refused_with_what_is_needed_and_what_is_given(w
 def test_more_kv_memory_than_is_free_is_refused_with_both_numbers(shape: Loaded):
     with pytest.raises(ValueError, match=r"^kv-memory-gb: 10000 GiB asked for, [\d.]+ GiB are free$"):
         limits_of(shape, 10_000)
+
+
+def test_a_start_does_not_load_torchs_compiler():
+    """Which some innocent call may: it takes as long as everything else, and 170 MB."""
+    program = """
+import sys, time
+from model.engine import load_model, make_executor
+make_executor(load_model("demo", "pretrained", "auto", "cpu", fall_back=False), time.monotonic, 4, 64, 8, 0.1)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "triton", "transformers") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
