@@ -120,8 +120,10 @@ class GPTExecutor:
         else:
             size = len(rows)
             shape = Shape(num_tokens, len(rows), max(len(row.req.blocks) for row in rows), len(drawn))
-            host = self._describe(rows, shape)
-            logits = self._forward(StepInputs.within(host.memory.to(self._cache.device, non_blocking=True), shape))
+            inputs = self._describe(rows, shape)
+            if inputs.memory.device != self._cache.device:
+                inputs = StepInputs.within(inputs.memory.to(self._cache.device, non_blocking=True), shape)
+            logits = self._forward(inputs)
         # A request may have tokens that are still under way: those before the drawn one are counted, not looked at.
         indices = [row.start + max(row.count, 1) - row.req.prompt_len for row in drawn]
         tokens = sample(logits, [row.req.sampling for row in drawn], indices)

@@ -41,7 +41,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class StepInputs:
-    """`memory`, and its parts by name. Of a NumPy array they are to be filled, of a tensor to be read."""
+    """`memory`, and its parts by name: filled on the host, read on the device."""
 
     memory: torch.Tensor  # (bytes,) uint8
     tokens: torch.Tensor  # (T,) int64
