@@ -40,10 +40,8 @@ def run(kernel: Any, pieces: int, *arguments: int) -> None:
     address, _ = data.buffer_info()
     if pieces > 1 and _parallel:
         _parallel(kernel.address, address, torch.get_num_threads(), 0)
-    else:
-        kernel.ctypes(
-            ctypes.cast(address, POINTER)
-        )  # of a smaller team OpenMP would dismiss threads, and the next operator would hire them again
+    else:  # of a smaller team OpenMP would dismiss threads, and the next operator would hire them again
+        kernel.ctypes(ctypes.cast(address, POINTER))
 
 
 def _find_parallel() -> Callable[[int, int, int, int], None] | None:

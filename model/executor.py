@@ -111,7 +111,7 @@ class GPTExecutor:
     @torch.inference_mode()
     def _launch(self, rows: tuple[Row, ...]) -> tuple[list[Row], torch.Tensor, int]:
         """The rows for which a token is drawn, the tokens, on their way to the host, and rows that only fill a graph."""
-        drawn = [row for row in rows if row.samples or row.count == 0]
+        drawn = [row for row in rows if _draws(row)]
         num_tokens = sum(row.count + row.pad for row in rows)
         graphs = self._graphs if num_tokens == len(rows) == len(drawn) else None
         if graphs:
@@ -162,15 +162,18 @@ class GPTExecutor:
         np.minimum(columns, self._model.config.block_size - 1, out=inputs.positions.numpy())
         places, tokens = inputs.places.numpy(), inputs.tokens.numpy()
         places[:], tokens[:] = -1, 0
+        drawn = []
         for row, begin in zip(rows, begins.tolist(), strict=False):
             known = row.req.tokens[row.start : row.start + row.count]
             tokens[begin : begin + len(known)] = known
             if len(known) < row.count:  # its last is still being drawn; if that failed, so will the request
                 places[begin + len(known)] = self._places.get(row.req.id, -1)
-        drawn = [
-            begin + max(row.count, 1) - 1
-            for row, begin in zip(rows, begins.tolist(), strict=False)
-            if row.samples or not row.count
-        ]
+            if _draws(row):
+                drawn.append(begin + max(row.count, 1) - 1)
         inputs.sampled.numpy()[:] = [*drawn, *range(shape.tokens - more, shape.tokens)]
         return inputs
+
+
+def _draws(row: Row) -> bool:
+    """Whether a token is drawn after the row's last one; that of a finished row, which keeps its seat, nobody looks at."""
+    return row.samples or row.count == 0

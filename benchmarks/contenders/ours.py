@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from batching.policies import POLICIES
 from batching.scheduler import Scheduler
-from benchmarks.contenders.contender import Session, Setup
+from benchmarks.contenders.contender import Missing, Session, Setup
 from benchmarks.workload import Job, serve
 from config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, Settings
 from model.engine import load_model, make_executor
@@ -15,6 +15,8 @@ class Engine(Session):
     """Mode dynamic for a crowd, nobatch for a request alone."""
 
     def __init__(self, setup: Setup, dtype: str) -> None:
+        if dtype == "int8" and setup.device != "cpu":
+            raise Missing("int8 runs on a CPU")
         loaded = load_model("gpt2-medium", str(setup.checkpoint), dtype, setup.device, fall_back=False)
         usual = Settings()
         seats = CPU_BATCH_SIZE if loaded.device.type == "cpu" else GPU_BATCH_SIZE
