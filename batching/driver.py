@@ -137,5 +137,6 @@ def describe_request(req: Request) -> dict[str, Any]:
         "priority": req.priority.value,
         "arrival": req.arrival,
         "deadline": req.deadline,
+        "due": req.due,
         "sampling": asdict(req.sampling),
     }

@@ -4,6 +4,7 @@ A policy sees a `View`, fills a `Planner` and returns it. The planner grants or 
 overcommit blocks, seats or tokens; what it cannot express breaks a rule and raises `PlanError`.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from batching.blocks import blocks_for
 from batching.request import Request, State
+from batching.step_time import Load, StepTime
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Limits:
     block_size: int = 16
     num_blocks: int = 1024
     max_queue: int = 1024
+    tbt_slo_ms: float = 200.0  # time between tokens to keep where a policy's own parameters name none
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
         for limit in fields(self):
-            if getattr(self, limit.name) < 1:
+            if limit.name != "tbt_slo_ms" and getattr(self, limit.name) < 1:
                 raise ValueError(f"{limit.name}: must be at least 1, not {getattr(self, limit.name)}")
+        if not self.tbt_slo_ms > 0:
+            raise ValueError(f"tbt_slo_ms: must be more than 0, not {self.tbt_slo_ms}")
         if self.token_budget < self.max_batch_size:
             raise ValueError(f"token_budget: must be at least max_batch_size ({self.max_batch_size}), not {self.token_budget}")
         least = max(self.max_context, self.max_batch_size)
@@ -48,6 +53,7 @@ class View(NamedTuple):
     limits: Limits
     free_blocks: int
     free_seats: int
+    step_time: StepTime  # what a step will take, learned from the steps so far
 
 
 class PlanError(Exception):
@@ -73,11 +79,27 @@ class Plan(NamedTuple):
     blocks: dict[Request, int]  # KV blocks to allocate first
     release: tuple[Request, ...]
     preempt: tuple[Request, ...]
+    promote: tuple[Request, ...]
     wake_at: float | None
+    reasons: dict[str, str]  # by request id
+
+
+REFUSALS = {
+    "tokens": "waits: the step's token budget is spent",
+    "time": "waits: the step has no time left under the limit between tokens",
+    "seats": "waits: all sequence slots are taken",
+    "blocks": "waits: too few KV blocks are free",
+    "in flight": "waits: the step it was preempted from is still under way",
+}
 
 
 class Planner:
-    """One transaction over blocks, seats and the token budget; the scheduler commits all of it or nothing."""
+    """One transaction over blocks, seats, the token budget and, with a `time_limit_s`, the step's predicted time; the scheduler
+    commits all of it or nothing."""
+
+    time_limit_s: float | None = None  # for what `run` chooses from here on; what is asked for exactly is not held to it
+    keep_free = 0  # blocks that `run` leaves free from here on
+    refusal: str | None = None  # what the last `run` lacked, one of REFUSALS; None if it granted
 
     def __init__(self, view: View, budget: int | None = None) -> None:
         """`budget` in tokens, padding included; by default the view's `token_budget`."""
@@ -90,7 +112,10 @@ class Planner:
         self._blocks: dict[Request, int] = {}
         self._release: list[Request] = []
         self._preempt: list[Request] = []
+        self._promote: list[Request] = []
         self._wake_at: float | None = None
+        self._reasons: dict[str, str] = {}
+        self.load = Load()  # what the step computes so far
 
     def run(self, req: Request, want: int | None = None, *, pad: int = 0, span: int = 0, reserve: int = 0) -> int:
         """Compute the next tokens of `req`, admitting it if it waits. Returns the tokens granted, 0 if refused.
@@ -103,20 +128,45 @@ class Planner:
         whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
-        count = min(req.remaining, self.budget) if want is None else want
+        count = self._chunk(req) if want is None else want
         admits = req.state is State.WAITING
-        if count < 1 or count + pad > self.budget or (admits and (not self.free_seats or req.in_flight)):
-            return 0  # a preempted request with a step under way waits for its token
         columns = max(req.num_computed + count + pad, span, reserve)
         blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks))
-        if blocks > self.free_blocks:
+        self.refusal = self._lacks(req, count, pad, blocks)
+        if self.refusal:
+            self._reasons[req.id] = REFUSALS[self.refusal]
             return 0
+        self._reasons.pop(req.id, None)
         self.budget -= count + pad
         self.free_blocks -= blocks
         self.free_seats -= admits
         self._work[req] = Work(req, count, pad, span)
         self._blocks[req] = blocks
+        self.load = self.load.plus(count, req.num_computed)
         return count
+
+    def _chunk(self, req: Request) -> int:
+        """As many tokens as budget and time leave. A step that would else be empty takes a block's worth, whatever its time."""
+        count = min(req.remaining, self.budget)
+        if self.time_limit_s is None or self._in_time(req, count):
+            return count
+        least = 0 if self._work else min(count, self._block_size)
+        return max(least, bisect_left(range(count), True, key=lambda n: not self._in_time(req, n + 1)))
+
+    def _in_time(self, req: Request, count: int) -> bool:
+        limit = self.time_limit_s
+        return limit is None or self._view.step_time.bound(self.load.plus(count, req.num_computed)) <= limit
+
+    def _lacks(self, req: Request, count: int, pad: int, blocks: int) -> str | None:
+        if self.budget < max(1, count + pad):
+            return "tokens"
+        if count < 1:
+            return "time"
+        if req.state is State.WAITING and req.in_flight:
+            return "in flight"  # a preempted request with a step under way waits for its token
+        if req.state is State.WAITING and not self.free_seats:
+            return "seats"
+        return "blocks" if blocks and blocks > self.free_blocks - self.keep_free else None
 
     def keep(self, req: Request, *, span: int = 0) -> bool:
         """A finished row keeps its seat: it computes one column of padding. False if the budget is spent."""
@@ -135,7 +185,9 @@ class Planner:
         self._rule(req not in self._preempt, "one decision a request", req)
         work = self._work.pop(req, None)
         self._rule(work is not None or req.state is State.RESIDENT, "only admitted requests are preempted", req)
-        self.budget += work.count + work.pad if work else 0
+        if work:
+            self.budget += work.count + work.pad
+            self.load = Load.of((other.count, other.req.num_computed) for other in self._work.values())
         self.free_blocks += self._blocks.pop(req, 0) + len(req.blocks)
         self.free_seats += 1
         if req.state is State.RESIDENT:
@@ -151,6 +203,16 @@ class Planner:
                 self.free_blocks += len(req.blocks)
                 self.free_seats += 1
 
+    def promote(self, req: Request, why: str) -> None:
+        """Treat a deferred request as immediate from now on."""
+        self._rule(req.state in (State.WAITING, State.RESIDENT) and not self.urgent(req), "only deferred requests rise", req)
+        self._promote.append(req)
+        self.because(req, why)
+
+    def because(self, req: Request, why: str) -> None:
+        """Note why this was decided about `req`, for /stats and whoever watches the steps."""
+        self._reasons[req.id] = why
+
     def wait_until(self, time: float) -> None:
         """Ask again at `time` (seconds, as `now`) even if nothing comes in; a time-out without polling."""
         if not isfinite(time):
@@ -161,9 +223,18 @@ class Planner:
     def preempted(self) -> Sequence[Request]:
         return self._preempt
 
+    def urgent(self, req: Request) -> bool:
+        """Whether `req` is immediate, or promoted by this plan or an earlier one."""
+        return req.urgent or req in self._promote
+
+    def __contains__(self, req: Request) -> bool:
+        """Whether this plan computes tokens of `req`."""
+        return req in self._work
+
     def plan(self, view: View) -> Plan:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
-        plan = Plan(tuple(self._work.values()), self._blocks, tuple(self._release), tuple(self._preempt), self._wake_at)
+        lists = tuple(self._release), tuple(self._preempt), tuple(self._promote)
+        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, self._reasons)
         freed = [*plan.preempt, *filter(may_free, plan.release)]
         blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
         joining = sum(work.req.state is State.WAITING for work in plan.work)

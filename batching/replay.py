@@ -55,6 +55,7 @@ def _request(record: Mapping[str, Any], stopped: set[str]) -> Request:
         Priority(record["priority"]),
         record["arrival"],
         record["deadline"],
+        record["due"],
         SamplingParams(**record["sampling"]),
         stop=lambda req: req.id in stopped,
     )

@@ -52,7 +52,8 @@ class Refused(RequestError):
 class Request:
     """One prompt to be continued by exactly `max_tokens` tokens, unless `stop` says earlier that it is enough.
 
-    Times are seconds on the driver's clock; `deadline` is a point on it, not a span.
+    Times are seconds on the driver's clock; `deadline` is a point on it, not a span. `due` is when it should have finished, for
+    a policy to go by: the deadline, or earlier where the request is one of many with the same deadline.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Request:
     priority: Priority = Priority.IMMEDIATE
     arrival: float = 0.0
     deadline: float | None = None
+    due: float | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
 
@@ -77,10 +79,16 @@ class Request:
     answered_at: float | None = field(init=False, default=None)
     mode: str | None = field(init=False, default=None)  # in force when it was answered
     preemptions: int = field(init=False, default=0)
+    promoted: bool = field(init=False, default=False)  # deferred, but now treated as immediate
     lost: int = field(init=False, default=0)  # columns computed before a preemption: below it, work is done again
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.tokens)
+        self.due = self.deadline if self.due is None else self.due
+
+    @property
+    def urgent(self) -> bool:
+        return self.promoted or self.priority is Priority.IMMEDIATE
 
     @property
     def num_tokens(self) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 
 from batching.blocks import BlockPool
 from batching.policies import mode_of
@@ -14,6 +15,7 @@ from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free
 from batching.request import Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
+from batching.step_time import Load, StepTime
 
 MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
 
@@ -23,6 +25,7 @@ class Scheduler:
         self.policy = policy
         self.limits = limits
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
+        self.step_time = StepTime()  # of this engine: it outlives the policies
         self.wake_at: float | None = None  # when to plan again though nothing comes in, after next_step gave None
         self._last_resort = Dynamic()
         self._last_good: Policy = self._last_resort  # goes on where the policy breaks a rule
@@ -38,6 +41,7 @@ class Scheduler:
         self._answered: list[Request] = []
         self._next_id = 0
         self._empty_plans = 0
+        self._last_ended = -inf
 
     # What comes in.
 
@@ -119,6 +123,10 @@ class Scheduler:
                 self._append(req, result.tokens[req.id], result.ended)
                 continued.append(req)
         self._settle(result.ended)
+        if result.error is None:
+            load = Load.of((row.count + row.pad, row.start) for row in step.rows)
+            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended))
+        self._last_ended = result.ended
         return continued
 
     def depose(self, error: PlanError, now: float) -> str:
@@ -163,7 +171,7 @@ class Scheduler:
         done = [req for req in self._resident if req.state is State.DONE]
         seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
         waiting = () if self._switches else tuple(self._waiting)
-        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats)
+        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].state is State.ANSWERED):
@@ -198,6 +206,8 @@ class Scheduler:
             raise PlanError("work waits, so something must be planned", f"{waiting} waiting, {resident} resident")
 
     def _commit(self, plan: Plan, now: float) -> Step | None:
+        for req in plan.promote:
+            req.promoted = True
         for req in plan.preempt:
             self._preempt(req)
         for req in plan.release:
@@ -213,7 +223,9 @@ class Scheduler:
             return None
         self._next_id += 1
         released, preempted = tuple(r.id for r in plan.release), tuple(r.id for r in plan.preempt)
-        step = self._under_way[self._next_id] = Step(self._next_id, rows, now, released, preempted)
+        promoted = tuple(r.id for r in plan.promote)
+        step = Step(self._next_id, rows, now, released, preempted, promoted, plan.reasons)
+        self._under_way[self._next_id] = step
         return step
 
     def _row(self, work: Work, blocks: int) -> Row:

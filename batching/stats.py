@@ -14,12 +14,14 @@ from batching.request import Priority, Request
 from batching.step import Step, StepResult
 
 MAX_RECORDS = 5_000  # the newest are kept
+MAX_DECISIONS = 20
+CLASSES = (*(priority.value for priority in Priority), "promoted")
 
 
 class RequestRecord(NamedTuple):
-    """One answered request. `gaps`: the time between each token and the one before (ITL)."""
+    """One answered request. `kind`: its priority, or promoted. `gaps`: the time between each token and the one before (ITL)."""
 
-    priority: Priority
+    kind: str
     server_ttft: float
     e2el: float
     output_tokens: int
@@ -45,6 +47,8 @@ class Stats:
             self._steps = self._computed = self._padding = self._recomputed = self._output = self._prompt = 0
             self._finished = self._preemptions = self._graph_padding = 0
             self._busy = self._peak_blocks = 0.0
+            self._promotions = 0
+            self._decisions: deque[tuple[int, float, str, str]] = deque(maxlen=MAX_DECISIONS)
             self._started_at: float | None = now if live else None
             self._last_at = now
 
@@ -62,6 +66,10 @@ class Stats:
             self._padding += step.num_padding
             self._batch_sizes[sum(row.count > 0 for row in step.rows)] += 1
             self._preemptions += len(step.preempted)
+            self._promotions += len(step.promoted)
+            latest = {(request, why) for _, _, request, why in self._decisions}
+            new = ((request, why) for request, why in step.reasons.items() if (request, why) not in latest)
+            self._decisions.extend((step.id, step.planned_at, request, why) for request, why in new)
             self._peak_blocks = max(self._peak_blocks, blocks_in_use)
             self._recomputed += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
 
@@ -88,7 +96,8 @@ class Stats:
             gaps = tuple(later - earlier for earlier, later in pairwise(times))
             answered = req.answered_at if req.answered_at is not None else times[-1]
             self._last_at = max(self._last_at, answered)
-            record = RequestRecord(req.priority, times[0] - req.arrival, answered - req.arrival, len(times), gaps)
+            kind = "promoted" if req.promoted else req.priority.value
+            record = RequestRecord(kind, times[0] - req.arrival, answered - req.arrival, len(times), gaps)
             self._requests.append(record)
 
     # What readers see.
@@ -121,10 +130,15 @@ class Stats:
                 "graph_padding_rows": self._graph_padding,
                 "recomputed_tokens": self._recomputed,
                 "preemptions": self._preemptions,
+                "promotions": self._promotions,
                 "peak_blocks_in_use": int(self._peak_blocks),
             }
-        classes = {"all": records} | {p.value: [r for r in records if r.priority is p] for p in Priority}
-        return totals | {"latency": {name: _latencies(of) for name, of in classes.items()}}
+            fields = "step", "seconds_ago", "request", "why"
+            decisions = [
+                dict(zip(fields, (step, now - at, request, why), strict=True)) for step, at, request, why in self._decisions
+            ]
+        classes = {"all": records} | {kind: [r for r in records if r.kind == kind] for kind in CLASSES}
+        return totals | {"latency": {name: _latencies(of) for name, of in classes.items()}, "decisions": decisions}
 
 
 def _latencies(records: list[RequestRecord]) -> dict[str, Any]:

@@ -29,13 +29,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the engine. `released` and `preempted` (request ids) are there for whoever watches."""
+    """One iteration of the engine. `released`, `preempted`, `promoted` (request ids) and `reasons` (why, by request id) are
+    there for whoever watches."""
 
     id: int
     rows: tuple[Row, ...]
     planned_at: float
     released: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
+    promoted: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -49,7 +52,7 @@ class Step:
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted
+        return rows, self.released, self.preempted, self.promoted
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ prefill under a token budget (Sarathi-Serve) and recompute preemption. The rule 
 Left out: prefix caching, swapping, priorities (see `mixed`).
 """
 
+from collections.abc import Iterable
+
 from batching.policy import Planner, Policy, View
 from batching.request import Request
 
@@ -12,7 +14,7 @@ class Dynamic(Policy):
     def schedule(self, view: View, now: float) -> Planner:
         plan = Planner(view)
         plan.release(*view.done)
-        run_or_preempt(plan, list(view.resident))
+        run_or_preempt(plan, view.resident, ranking=list(view.resident))
         if not plan.preempted:  # else memory is short, and nobody joins
             for req in view.waiting:
                 if not plan.run(req):
@@ -20,11 +22,13 @@ class Dynamic(Policy):
         return plan
 
 
-def run_or_preempt(plan: Planner, running: list[Request], victims: list[Request] | None = None) -> None:
-    """Each of `running` in turn gets its tokens; where blocks are short, the last of `victims`, else of `running`, goes."""
-    planned = 0
-    while planned < len(running) and plan.budget:
-        if plan.run(running[planned]):
-            planned += 1
-        else:
-            plan.preempt((victims or running).pop())  # possibly the one that asked: then it waits
+def run_or_preempt(plan: Planner, running: Iterable[Request], ranking: list[Request]) -> None:
+    """Each of `running` in turn gets its tokens; where blocks are short, the last of `ranking` goes, possibly the one that
+    asked. Ends when the step is full."""
+    for req in running:
+        while req not in plan.preempted and not plan.run(req):
+            if plan.refusal != "blocks":
+                return
+            victim = ranking.pop()
+            plan.preempt(victim)
+            plan.because(victim, f"preempted: request {req.id} needs its KV blocks")

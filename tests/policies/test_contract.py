@@ -4,6 +4,7 @@ pytest tests/policies --policy mine.py
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,7 @@ engines = st.builds(
     max_context=st.just(40),
     block_size=st.sampled_from([1, 4, 16]),
     num_blocks=st.integers(3, 60),
+    tbt_slo_ms=st.sampled_from([0.1, 1500, 1e6]),  # a step takes a second: never kept, sometimes, always
 )
 
 
@@ -96,7 +98,9 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
 @settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
-    """All there long before the start: overlap plans a step earlier, when an arrival or a time-out may still be to come."""
+    """All there long before the start, and no limit on a step's time: overlap plans a step earlier, when an arrival, a time-out
+    or a measured time may still be to come."""
+    limits = replace(limits, tbt_slo_ms=1e6)
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():
