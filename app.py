@@ -15,7 +15,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, errors, teaching
+from api import auth, errors, openai, teaching
 from batching.loop import BatchingLoop, Engine
 from config import Settings
 
@@ -36,13 +36,16 @@ def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
     app.extensions["settings"] = settings
     errors.register(app)
     auth.register(app, settings.api_key, settings.teacher_key)
+    app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)
+    app.register_blueprint(openai.blueprint)
     return app
 
 
 def load_engine(settings: Settings) -> Engine:
     """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
     from model.engine import load_model, make_executor  # torch: a second that the listener need not wait for
+    from model.probe import probe
 
     name = settings.model or DEFAULT_MODEL
     fall_back = not settings.model and settings.weights == "pretrained"
@@ -52,6 +55,7 @@ def load_engine(settings: Settings) -> Engine:
     executor, limits = make_executor(
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
     )
+    limits, probes = probe(executor, limits)
     about = {
         "model": loaded.name,
         "weights": loaded.weights,
@@ -60,7 +64,7 @@ def load_engine(settings: Settings) -> Engine:
         "dtype": loaded.dtype,
         "note": loaded.note,
     }
-    return Engine(executor, limits, loaded.tokenizer, about)
+    return Engine(executor, limits, loaded.tokenizer, about, probes)
 
 
 def application() -> Flask:

@@ -102,6 +102,9 @@ class Settings:
     kv_memory_gb: float | None = _setting(
         None, _number(0.001, 4096), "KV cache; default: half of what is free, at most 4 on a CPU"
     )
+    tbt_slo_ms: float = _setting(
+        0.0, _number(0, 3.6e6), "time between tokens to keep; default: 4 times a full decode step, measured at start"
+    )
     api_key: str = _setting("", _key, "asked of every call but /health")
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -86,14 +87,28 @@ def register(app: Flask) -> None:
 
 def _answer(status: int, message: str, param: str | None, code: str | None) -> Response:
     _read_rest_of_body()
-    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    response = jsonify({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    kind = _type(status)
+    response = jsonify(_body(message, kind, param, code))
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def body_of(error: RequestError | ApiError) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of an error, where no response is to be made of it."""
+    status = error.status if isinstance(error, ApiError) else STATUS.get(error.code, 400)
+    return status, _body(error.message, _type(status), error.param, error.code)
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _type(status: int) -> str:
+    return TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
 def _read_rest_of_body() -> None:

@@ -1,20 +1,20 @@
 """The classroom's routes: POST /inference, GET /stats, POST /stats/reset, GET and PUT /mode, GET /health."""
 
-import socket
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
 from api.auth import teacher_only
 from api.errors import ApiError, bad, read_body
-from api.inference_request import read_inference, read_json
-from batching.loop import BatchingLoop, Health, Ticket, Unavailable
+from api.fields import read_json
+from api.inference_request import read_inference
+from api.waiting import HANG_UP_CHECK_S, run_all
+from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
 from config import Settings
-from model.tokenizer import StopStrings, Tokenizer
-
-HANG_UP_CHECK_S = 1.0
+from model.ending import Ending
+from model.tokenizer import text_of
 
 blueprint = Blueprint("teaching", __name__)
 
@@ -23,21 +23,15 @@ blueprint = Blueprint("teaching", __name__)
 def inference() -> Response:
     loop = _loop()
     body = read_json(read_body())
-    engine = loop.engine
-    if engine is None or loop.health is not Health.READY:
-        raise Unavailable(loop.health.value, loop.reason)
-    tokenizer: Tokenizer = engine.tokenizer
-    req = read_inference(body, tokenizer, engine.limits, loop.clock())
-    _wait(loop, loop.submit(req))
-    if req.error is not None:
-        raise req.error
-    return jsonify(_answer(req, body["prompt"], tokenizer))
+    engine = loop.ready_engine()
+    req = read_inference(body, engine.tokenizer, engine.limits, loop.clock())
+    run_all(loop, [req], request.environ.get("gunicorn.socket"))
+    return jsonify(_answer(req, body["prompt"]))
 
 
-def _answer(req: Request, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = tokenizer.decode(req.output)
-    if isinstance(req.stop, StopStrings):
-        text = req.stop.cut(text)
+def _answer(req: Request, prompt: str) -> dict[str, Any]:
+    assert isinstance(req.stop, Ending)
+    text = text_of(req.stop.said(req.output, req.finish_reason))
     return {
         "completion": prompt + text,
         "num_tokens": len(req.output),
@@ -46,28 +40,6 @@ def _answer(req: Request, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
         "latency": (req.answered_at or 0.0) - req.arrival,
         "mode": req.mode,
     }
-
-
-def _wait(loop: BatchingLoop, ticket: Ticket) -> None:
-    """Sleep on the request's own Event; about once a second see whether somebody still waits for the answer."""
-    cancelled = False
-    while not ticket.event.wait(HANG_UP_CHECK_S):
-        if not cancelled and _hung_up():
-            loop.cancel(ticket)
-            cancelled = True
-
-
-def _hung_up() -> bool:
-    """Whether the client has closed its connection (gunicorn hands its socket down)."""
-    connection = request.environ.get("gunicorn.socket")
-    if connection is None:
-        return False
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 @blueprint.get("/stats")

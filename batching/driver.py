@@ -14,6 +14,7 @@ from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.stats import Stats
 from batching.step import Executor, Step, StepResult
+from batching.step_time import Probe
 
 Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
 
@@ -27,15 +28,22 @@ class Driver:
         clock: Callable[[], float],
         on_answer: Callable[[Request], None],
         log: Log | None = None,
+        on_token: Callable[[Request], None] = lambda req: None,
     ) -> None:
         self.scheduler = scheduler
         self.stats = Stats(clock())
         self._clock = clock
         self._on_answer = on_answer
         self._log = log
+        self._on_token = on_token
         self._under_way = 0
         self.last_failure: str | None = None  # what the last deposed policy did
         self._write("start", **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
+
+    def learn(self, probe: Probe) -> None:
+        """A step that was measured before the first request came."""
+        self._write("probe", load=list(probe.load), seconds=probe.seconds)
+        self.scheduler.step_time.observe(*probe)
 
     # What comes in, at the driver's own time.
 
@@ -108,6 +116,8 @@ class Driver:
         times = {"started": result.started, "ended": result.ended}
         self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
         self.stats.on_result(result, len(continued))
+        for req in continued:
+            self._on_token(req)
         self._hand_out()
 
     def _depose(self, error: PlanError, now: float) -> None:

@@ -8,16 +8,17 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from batching.driver import Driver, Log, describe_policy
 from batching.policy import Limits, Policy
 from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import Executor
+from batching.step_time import Probe
 
 log = logging.getLogger("batchlab")
 
@@ -33,12 +34,18 @@ class Unavailable(RequestError):
     """The server cannot take requests now: it is loading, draining, or has failed."""
 
 
-class Ticket:
-    """A request on its way, and the Event its HTTP thread waits on. `request` is final once `event` is set."""
+class Signal(Protocol):
+    """What is told that something has happened: a `threading.Event`, or anything else that is quickly done with `set`."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.event = threading.Event()
+    def set(self) -> None: ...
+
+
+class Ticket(NamedTuple):
+    """A request on its way. It is final once `answered` is set; `token`, where there is one, is set at each of its tokens."""
+
+    request: Request
+    answered: Signal
+    token: Signal | None
 
 
 class Engine(NamedTuple):
@@ -48,6 +55,7 @@ class Engine(NamedTuple):
     limits: Limits
     tokenizer: Any  # for the HTTP threads; this room never looks at it
     about: dict[str, Any]
+    probes: Sequence[Probe] = ()  # steps measured while loading
 
 
 class BatchingLoop:
@@ -84,10 +92,10 @@ class BatchingLoop:
 
     # Called from HTTP threads.
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request, answered: Signal, token: Signal | None = None) -> Ticket:
         """Hand a request over. Raises Unavailable, or Refused if the queue is full; whatever else is wrong with it comes as
-        the request's error."""
-        ticket = Ticket(request)
+        the request's error. The signals are set in the batching thread."""
+        ticket = Ticket(request, answered, token)
         with self._condition:
             driver = self._available()
             try:
@@ -145,6 +153,12 @@ class BatchingLoop:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def ready_engine(self) -> Engine:
+        """Raises Unavailable while it loads, drains or has failed."""
+        if self.engine is None or self.health is not Health.READY:
+            raise Unavailable(self.health.value, self.reason)
+        return self.engine
+
     @property
     def mode(self) -> dict[str, Any]:
         """The mode in force and its parameters."""
@@ -154,12 +168,14 @@ class BatchingLoop:
         """The driver's summary, and the queue as it stands. Raises Unavailable."""
         with self._condition:
             driver = self._available(draining=True)
-        scheduler, blocks = driver.scheduler, driver.scheduler.blocks
+        scheduler, blocks, model = driver.scheduler, driver.scheduler.blocks, driver.scheduler.step_time
         return driver.stats.summary(self.clock(), live=scheduler.num_live > 0) | {
             "queue_depth": scheduler.num_waiting + self._submitted,
             "running": scheduler.num_resident,
             "kv_use": 1 - blocks.num_free / blocks.num_blocks,
             "kv_blocks": blocks.num_blocks,
+            "tbt_slo_ms": scheduler.limits.tbt_slo_ms,
+            "step_time": {"coefficients": model.coefficients, "margin": model.margin, "recent_s": model.recent_s},
             "last_policy_failure": driver.last_failure,
         }
 
@@ -178,7 +194,10 @@ class BatchingLoop:
         try:
             self.engine = self._load()
             scheduler = Scheduler(self._policy, self.engine.limits)
-            self._driver = Driver(scheduler, self.clock, self._answer, self._input_log)
+            driver = Driver(scheduler, self.clock, self._answer, self._input_log, self._token)
+            for probe in self.engine.probes:
+                driver.learn(probe)
+            self._driver = driver
         except BaseException as error:
             self._fail(f"the model could not be loaded: {error}")
             self._on_failed(error)
@@ -227,7 +246,11 @@ class BatchingLoop:
     def _answer(self, request: Request) -> None:
         with self._condition:
             ticket = self._tickets.pop(request.id)
-        ticket.event.set()
+        ticket.answered.set()
+
+    def _token(self, request: Request) -> None:
+        if (ticket := self._tickets.get(request.id)) and ticket.token:
+            ticket.token.set()
 
     def _fail(self, reason: str) -> None:
         """Nobody computes any more: say so, and answer everyone."""
@@ -236,4 +259,4 @@ class BatchingLoop:
             tickets, self._tickets = list(self._tickets.values()), {}
         for ticket in tickets:
             ticket.request.error = RequestError("engine_failed", reason)
-            ticket.event.set()
+            ticket.answered.set()

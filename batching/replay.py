@@ -12,6 +12,7 @@ from batching.policy import Limits, Policy
 from batching.request import Priority, Request, RequestError, SamplingParams
 from batching.scheduler import Scheduler
 from batching.step import StepResult
+from batching.step_time import Load, Probe
 
 
 def replay(log: Iterable[Mapping[str, Any]]) -> list[tuple]:
@@ -23,6 +24,8 @@ def replay(log: Iterable[Mapping[str, Any]]) -> list[tuple]:
     for record in records:
         now = record.get("now", now)
         match record["kind"]:
+            case "probe":
+                driver.learn(Probe(Load(*record["load"]), record["seconds"]))
             case "submit":
                 driver.submit(_request(record, stopped))
             case "cancel":

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 
 class Priority(str, Enum):
@@ -32,6 +33,15 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     seed: int = 0
+    min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
+    not_yet: int = -1
+
+
+class Logprob(NamedTuple):
+    """A token's log probability, and those of the likeliest at its place: (token, log probability), best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 class RequestError(Exception):
@@ -65,6 +75,8 @@ class Request:
     due: float | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
+    num_logprobs: int | None = None  # of how many alternatives; None: no log probabilities at all
+    prompt_logprobs: bool = False  # those of the prompt's tokens too
 
     # The books.
     prompt_len: int = field(init=False)
@@ -75,6 +87,7 @@ class Request:
     state: State = field(init=False, default=State.WAITING)
     finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"
     error: RequestError | None = field(init=False, default=None)
+    logprobs: dict[int, Logprob] = field(init=False, default_factory=dict)  # by place in `tokens`
     token_times: list[float] = field(init=False, default_factory=list)  # when each generated token was known
     answered_at: float | None = field(init=False, default=None)
     mode: str | None = field(init=False, default=None)  # in force when it was answered

@@ -119,7 +119,9 @@ class Scheduler:
             req.num_pending -= row.samples
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
-            elif self._wants_token(row):
+                continue
+            req.logprobs.update(result.logprobs.get(req.id, {}))
+            if self._wants_token(row):
                 self._append(req, result.tokens[req.id], result.ended)
                 continued.append(req)
         self._settle(result.ended)

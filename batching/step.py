@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batching.request import Request
+from batching.request import Logprob, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Step:
 @dataclass(frozen=True)
 class StepResult:
     """`tokens`: the token drawn for each row that samples, by request id. Times in seconds on the driver's clock.
-    `graph_padding`: rows that the executor added by itself, to fill a captured graph."""
+    `logprobs`: for requests that want them, by id and place in their tokens. `graph_padding`: rows that the executor added by
+    itself, to fill a captured graph."""
 
     step_id: int
     started: float
@@ -66,6 +67,7 @@ class StepResult:
     tokens: Mapping[str, int] = field(default_factory=dict)
     error: Exception | None = None
     graph_padding: int = 0
+    logprobs: Mapping[str, Mapping[int, Logprob]] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -44,6 +44,13 @@ class Load(NamedTuple):
         return load
 
 
+class Probe(NamedTuple):
+    """A step that was measured."""
+
+    load: Load
+    seconds: float
+
+
 class StepTime:
     """`margin`: the factor under which 99 of 100 steps stayed, measured to predicted. `recent_s`: a step's mean duration."""
 

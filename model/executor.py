@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from batching.request import Request
+from batching.request import Logprob, Request
 from batching.step import Row, Step, StepResult
 from model.cuda_graphs import Capture, DecodeGraphs
 from model.gpt import GPT
 from model.kv_cache import KVCache
+from model.logprobs import Scores
 from model.sampling import sample
 from model.step_inputs import Shape, StepInputs
 
@@ -35,6 +36,7 @@ class UnderWay:
     ended: torch.cuda.Event | None = None
     rows: list[Row] = field(default_factory=list)
     drawn: torch.Tensor | None = None
+    scores: Scores | None = None
     error: Exception | None = None
     graph_padding: int = 0
 
@@ -74,7 +76,7 @@ class GPTExecutor:
     def submit(self, step: Step) -> None:
         launched = UnderWay(step, self._clock(), self._mark())
         try:
-            launched.rows, launched.drawn, launched.graph_padding = self._launch(step.rows)
+            launched.rows, launched.drawn, launched.scores, launched.graph_padding = self._launch(step.rows)
         except Exception as failure:  # the requests of this step are told; the server goes on
             launched.error = failure
             self._places = {}
@@ -86,6 +88,7 @@ class GPTExecutor:
             raise RuntimeError("collect without a step under way")
         done = self._under_way.popleft()
         tokens: dict[str, int] = {}
+        logprobs: dict[str, dict[int, Logprob]] = {}
         error, started = done.error, done.started
         try:
             if done.ended is not None:
@@ -93,12 +96,14 @@ class GPTExecutor:
             if done.drawn is not None:
                 pairs = zip(done.rows, done.drawn.tolist(), strict=True)
                 tokens = {row.req.id: token for row, token in pairs if row.samples}
+            if done.scores is not None:
+                logprobs = done.scores.read()
         except Exception as failure:  # what went wrong on the device shows here
             error = failure
         ended = self._clock()
         if done.began is not None and done.ended is not None and error is None:
             started = ended - done.began.elapsed_time(done.ended) / 1e3  # the device's own time
-        return StepResult(done.step.id, started, ended, tokens, error, done.graph_padding)
+        return StepResult(done.step.id, started, ended, tokens, error, done.graph_padding, logprobs)
 
     def _mark(self) -> torch.cuda.Event | None:
         """A moment in the device's work."""
@@ -109,8 +114,9 @@ class GPTExecutor:
         return event
 
     @torch.inference_mode()
-    def _launch(self, rows: tuple[Row, ...]) -> tuple[list[Row], torch.Tensor, int]:
-        """The rows for which a token is drawn, the tokens, on their way to the host, and rows that only fill a graph."""
+    def _launch(self, rows: tuple[Row, ...]) -> tuple[list[Row], torch.Tensor, Scores | None, int]:
+        """The rows for which a token is drawn, the tokens and log probabilities, on their way to the host, and how many rows
+        only fill a graph."""
         drawn = [row for row in rows if _draws(row)]
         num_tokens = sum(row.count + row.pad for row in rows)
         graphs = self._graphs if num_tokens == len(rows) == len(drawn) else None
@@ -119,18 +125,31 @@ class GPTExecutor:
             logits = graphs.run(self._describe(rows, graphs.shape(size)), size)[: len(rows)]
         else:
             size = len(rows)
-            shape = Shape(num_tokens, len(rows), max(len(row.req.blocks) for row in rows), len(drawn))
+            looked_at = len(drawn) + sum(len(_scored(row)) for row in rows)
+            shape = Shape(num_tokens, len(rows), max(len(row.req.blocks) for row in rows), looked_at)
             inputs = self._describe(rows, shape)
             if inputs.memory.device != self._cache.device:
                 inputs = StepInputs.within(inputs.memory.to(self._cache.device, non_blocking=True), shape)
             logits = self._forward(inputs)
         # A request may have tokens that are still under way: those before the drawn one are counted, not looked at.
         indices = [row.start + max(row.count, 1) - row.req.prompt_len for row in drawn]
-        tokens = sample(logits, [row.req.sampling for row in drawn], indices)
+        tokens = sample(logits[: len(drawn)], [row.req.sampling for row in drawn], indices)
+        scores = self._score(rows, drawn, logits, tokens)
         if self.depth > 1:
             self._drawn[: len(drawn)].copy_(tokens)
             self._places = {row.req.id: place for place, row in enumerate(drawn) if row.samples}
-        return drawn, tokens.to("cpu", non_blocking=True), size - len(rows)
+        return drawn, tokens.to("cpu", non_blocking=True), scores, size - len(rows)
+
+    def _score(self, rows: tuple[Row, ...], drawn: list[Row], logits: torch.Tensor, tokens: torch.Tensor) -> Scores | None:
+        """Of the drawn tokens whose requests want it, then of the prompts' (`_scored`): `logits` has its rows in that order."""
+        wanted = [place for place, row in enumerate(drawn) if row.samples and row.req.num_logprobs is not None]
+        owners = [(drawn[place].req, drawn[place].start + drawn[place].count) for place in wanted]
+        prompts = [(row.req, column + 1) for row in rows for column in _scored(row)]
+        if not owners and not prompts:
+            return None
+        known = torch.tensor([req.tokens[place] for req, place in prompts], dtype=torch.int64).to(logits.device)
+        few = torch.cat([logits[: len(drawn)][wanted], logits[len(drawn) :][: len(prompts)]])
+        return Scores.of(few, torch.cat([tokens[wanted], known]), [*owners, *prompts])
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         tokens = inputs.tokens
@@ -162,7 +181,7 @@ class GPTExecutor:
         np.minimum(columns, self._model.config.block_size - 1, out=inputs.positions.numpy())
         places, tokens = inputs.places.numpy(), inputs.tokens.numpy()
         places[:], tokens[:] = -1, 0
-        drawn = []
+        drawn, scored = [], []
         for row, begin in zip(rows, begins.tolist(), strict=False):
             known = row.req.tokens[row.start : row.start + row.count]
             tokens[begin : begin + len(known)] = known
@@ -170,10 +189,18 @@ class GPTExecutor:
                 places[begin + len(known)] = self._places.get(row.req.id, -1)
             if _draws(row):
                 drawn.append(begin + max(row.count, 1) - 1)
-        inputs.sampled.numpy()[:] = [*drawn, *range(shape.tokens - more, shape.tokens)]
+            scored += [begin + column - row.start for column in _scored(row)]
+        inputs.sampled.numpy()[:] = [*drawn, *scored, *range(shape.tokens - more, shape.tokens)]
         return inputs
 
 
 def _draws(row: Row) -> bool:
     """Whether a token is drawn after the row's last one; that of a finished row, which keeps its seat, nobody looks at."""
     return row.samples or row.count == 0
+
+
+def _scored(row: Row) -> range:
+    """The columns of the row after which the prompt goes on with a token whose log probability is wanted."""
+    if not row.req.prompt_logprobs:
+        return range(0)
+    return range(row.start, min(row.start + row.count, row.req.prompt_len - 1))

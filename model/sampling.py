@@ -23,6 +23,7 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
 
     Rows are drawn in groups that a row's own parameters choose, never its neighbours. The host never waits for the device.
     """
+    logits = _forbid(logits, params, indices)
     tokens = logits.argmax(-1)
     groups: dict[tuple[Narrow, int], list[int]] = {}
     for row, p in enumerate(params):
@@ -38,6 +39,17 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
         best = (_scaled(kept, own) - torch.log(-torch.log(u))).argmax(-1, keepdim=True)
         tokens[places] = ids.gather(-1, best)[:, 0]
     return tokens
+
+
+def _forbid(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> torch.Tensor:
+    """Where a row is still short of its `min_tokens`, its `not_yet` cannot be drawn."""
+    short = [row for row, p in enumerate(params) if p.not_yet >= 0 and indices[row] < p.min_tokens]
+    if not short:
+        return logits
+    logits = logits.clone()
+    ids = _there([params[row].not_yet for row in short], torch.int64, logits.device)
+    logits[_there(short, torch.int64, logits.device), ids] = -torch.inf
+    return logits
 
 
 def _there(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

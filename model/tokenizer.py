@@ -16,8 +16,6 @@ from pathlib import Path
 
 import tiktoken
 
-from batching.request import Request
-
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before it merges bytes (Radford et al. 2019, section 2.2).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -44,29 +42,21 @@ class Tokenizer:
         """Token ids of `text`; special tokens written in it are read as plain text."""
         return self.encoding.encode_ordinary(text)
 
+    @property
+    def end_of_text(self) -> int:
+        """The token that stands between two texts: the last id."""
+        return self.vocab_size - 1
+
+    def bytes_of(self, tokens: Sequence[int]) -> bytes:
+        return self.encoding.decode_bytes(tokens)
+
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`. A character whose last bytes are still to come is left out; impossible bytes become U+FFFD."""
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(self.encoding.decode_bytes(tokens))
+        return text_of(self.bytes_of(tokens))
 
 
-class StopStrings:
-    """A request's stop condition: its generated text contains one of `stops`, which may begin and end inside tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stops = [stop.encode() for stop in stops]
-        self._window = max(len(stop) for stop in self._stops)  # tokens: each is at least one byte
-
-    def __call__(self, req: Request) -> bool:
-        """Whether the last generated token completes a stop string; looks no further back than it could begin."""
-        generated = len(req.tokens) - req.prompt_len
-        tail = self._tokenizer.encoding.decode_bytes(req.tokens[-min(generated, self._window) :])
-        return any(stop in tail for stop in self._stops)
-
-    def cut(self, text: str) -> str:
-        """`text` up to the first stop string."""
-        places = [text.find(stop.decode()) for stop in self._stops]
-        return text[: min((place for place in places if place >= 0), default=len(text))]
+def text_of(data: bytes) -> str:
+    """A character whose last bytes are still to come is left out; impossible bytes become U+FFFD."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
 
 
 def load_demo_tokenizer(folder: Path) -> Tokenizer:
