@@ -1,6 +1,8 @@
 """/v1/files: uploads, lists, contents, deletions, and what is refused."""
 
 import io
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,19 @@ def test_a_full_disk_is_507_and_says_so(app: Flask, client: FlaskClient, tmp_pat
     assert "disk is full" in error_of(response)["message"]
     assert client.get(f"/v1/files/{kept}/content").data == b"{}\n"
     assert len(list((tmp_path / "files").iterdir())) == len(store.files())
+
+
+def test_an_upload_that_finds_no_room_before_it_is_stored_is_507_too(client: FlaskClient) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    body = head + b"x" * (3 << 20) + b"\r\n--x--\r\n"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        response = client.post("/v1/files", data=body, content_type="multipart/form-data; boundary=x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert response.status_code == 507
+    assert tempfile.gettempdir() + ":" in error_of(response)["message"]
 
 
 def test_a_content_that_was_taken_away_is_500_and_named(client: FlaskClient, tmp_path: Path) -> None:

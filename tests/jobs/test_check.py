@@ -125,7 +125,7 @@ def test_a_line_may_have_just_so_many_bytes(ending: bytes) -> None:
 
 
 def test_a_line_that_never_ends_is_not_read_into_memory() -> None:
-    content = io.BytesIO(b"x" * (24 * MAX_LINE_BYTES))
+    content = io.BytesIO(b"\n" + b"x" * (24 * MAX_LINE_BYTES))
     tracemalloc.start()
     _, (error,) = check(content, ENDPOINT, MODEL)
     _, peak_bytes = tracemalloc.get_traced_memory()

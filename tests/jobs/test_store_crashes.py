@@ -181,23 +181,28 @@ def test_a_file_that_finds_no_room_is_refused_and_nothing_stays(folder: Path) ->
     )
 
 
-def test_a_batch_whose_files_find_no_room_can_be_finished_once_there_is(folder: Path) -> None:
+@pytest.mark.parametrize(("ending", "meanwhile"), [("EXPIRED", "FINALIZING"), ("CANCELLED", "CANCELLING")])
+def test_a_batch_whose_files_find_no_room_can_be_finished_once_there_is(folder: Path, ending: str, meanwhile: str) -> None:
     run_with_small_files(
         folder,
-        """
+        f"""
         batch = accept(store, add_batch(store, lines=100))
-        store.record([result(batch, n, ok=n > 5, text="x" * 10_000) for n in range(1, 101)])
+        store.record([result(batch, n, ok=n <= 5, text="x" * 10_000) for n in range(1, 100)])
         store._rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        limit(200_000)
+        if Status.{ending} is Status.CANCELLED:
+            store.cancel(batch.id)
+        limit(200_000)  # room for the output file, not for the error file
         for _ in range(2):
             with pytest.raises(StoreError, match="disk is full"):
-                store.finish(batch.id, Status.COMPLETED)
-            assert store.batch(batch.id).status is Status.FINALIZING
+                store.finish(batch.id, Status.{ending}, ("batch_expired", "late"))
+            assert store.batch(batch.id).status is Status.{meanwhile}
             assert_no_orphans(store, folder)
+        store.record([result(batch, 100)])
+        assert store.batch(batch.id).counts.completed == 5
         limit(resource.RLIM_INFINITY)
-        batch = store.finish(batch.id, Status.COMPLETED)
-        assert len(entries(store, batch.output_file_id)) == 95
-        assert len(entries(store, batch.error_file_id)) == 5
+        batch = store.finish(batch.id, Status.{ending}, ("batch_expired", "late"))
+        assert len(entries(store, batch.output_file_id)) == 5
+        assert len(entries(store, batch.error_file_id)) == 95
         assert_no_orphans(store, folder)
         """,
     )
