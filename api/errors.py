@@ -8,6 +8,7 @@ from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from batching.request import RequestError
+from jobs.errors import INSUFFICIENT_STORAGE, Conflict, JobError, NotFound, TooLarge
 
 STATUS = {  # by RequestError.code; a refusal that is not listed is the caller's fault
     "queue_full": 429,
@@ -20,6 +21,7 @@ STATUS = {  # by RequestError.code; a refusal that is not listed is the caller's
     "engine_failed": 500,
     "cancelled": 499,
 }
+JOB_STATUS: dict[type[JobError], int] = {NotFound: 404, Conflict: 409, TooLarge: 413}
 TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
 RETRY_AFTER_S = 1
 MAX_DRAINED_BYTES = 64 << 20
@@ -66,11 +68,18 @@ def register(app: Flask) -> None:
     def _(error: RequestError) -> Response:
         return _answer(STATUS.get(error.code, 400), error.message, error.param, error.code)
 
+    @app.errorhandler(JobError)
+    def _(error: JobError) -> Response:
+        status = JOB_STATUS.get(type(error), 507 if error.code == INSUFFICIENT_STORAGE else 500)
+        if status >= 500:
+            log.error("%s %s: %s", request.method, request.path, error.message)
+        return _answer(status, error.message, error.param, error.code)
+
     @app.errorhandler(HTTPException)
     def _(error: HTTPException) -> Response:
         status = error.code or 500
         if status == 413:
-            limit = app.config["MAX_CONTENT_LENGTH"]
+            limit = request.max_content_length  # the app's, unless the route set another
             return _answer(413, f"body: may be at most {limit} bytes", "body", "body_too_large")
         response = _answer(
             status, f"{request.method} {request.path}: {error.description}", None, error.name.lower().replace(" ", "_")

@@ -1,0 +1,91 @@
+"""The data folder: one process at a time has it, and a file in it is there whole or not at all, also after a power cut.
+
+Knows names and bytes only; what a file is for stands in the database.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import StoreError, TooLarge, storage_errors
+
+
+class Folder:
+    def __init__(self, path: Path) -> None:
+        """Create the folder where it is not there yet, and take it. Raises StoreError, also if another process has it."""
+        self.files = path / "files"
+        with storage_errors(path):
+            self.files.mkdir(parents=True, exist_ok=True)
+            _sync_directory(path)
+            _sync_directory(path.parent)
+            self._lock = (path / "lock").open("a+", encoding="ascii")
+            try:
+                self._take(path)
+            except BaseException:
+                self._lock.close()
+                raise
+
+    def _take(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read(20).strip() or "unknown"
+            raise StoreError("in_use", f"{path}: in use by another server (process {holder})") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+    def write(self, name: str, chunks: Iterable[bytes], limit_bytes: int | None = None) -> int:
+        """Make the file `name` of `chunks`; its size in bytes once it is on the disk. On whatever goes wrong nothing is left of
+        it. Raises StoreError (also for an OSError of `chunks`), TooLarge, and what else `chunks` raises."""
+        part, size = f"{name}.part", 0
+        try:
+            with storage_errors(self.files):
+                with (self.files / part).open("wb") as file:
+                    for chunk in chunks:
+                        size += len(chunk)
+                        if limit_bytes is not None and size > limit_bytes:
+                            raise TooLarge("file_too_large", f"file: may be at most {limit_bytes} bytes", "file")
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                (self.files / part).rename(self.files / name)
+                _sync_directory(self.files)
+        except BaseException:
+            self.remove(part)
+            self.remove(name)
+            raise
+        return size
+
+    def open(self, name: str) -> BinaryIO:
+        """Raises OSError."""
+        return (self.files / name).open("rb")
+
+    def remove(self, name: str) -> None:
+        """Nobody knows of it any more: what cannot be removed now is swept at the next start."""
+        with contextlib.suppress(OSError):
+            (self.files / name).unlink()
+
+    def sweep(self, known: Collection[str]) -> None:
+        """Remove what a crash left: files half written, and files that nobody knows of. Raises StoreError."""
+        with storage_errors(self.files):
+            for path in self.files.iterdir():
+                if path.name not in known:
+                    path.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    """A rename is on the disk only once its directory is."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
