@@ -10,14 +10,19 @@ import resource
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
 
 import config
-from api import auth, errors, openai, teaching
+from api import auth, batches, errors, files, openai, teaching
+from api.completion import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
+from jobs.errors import StoreError
+from jobs.runner import Runner
+from jobs.store import Store
 
 MAX_BODY_BYTES = 1 << 20
 DEFAULT_MODEL = "gpt2-medium"
@@ -27,18 +32,22 @@ SPIN_COUNT = 5000
 LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
 
 
-def create_app(loop: BatchingLoop, settings: Settings) -> Flask:
-    """The routes over a batching loop."""
+def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Runner) -> Flask:
+    """The routes over a batching loop and the store of batches, whose `runner` is woken when there is something new in it."""
     app = Flask("batchlab", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["batching"] = loop
     app.extensions["settings"] = settings
+    app.extensions["store"] = store
+    app.extensions["runner"] = runner
     errors.register(app)
     auth.register(app, settings.api_key, settings.teacher_key)
     app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)
     app.register_blueprint(openai.blueprint)
+    app.register_blueprint(files.blueprint)
+    app.register_blueprint(batches.blueprint)
     return app
 
 
@@ -71,6 +80,11 @@ def application() -> Flask:
     """What gunicorn serves. The settings come from the environment, where `main` put them."""
     logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stderr)
     settings = config.read({}, os.environ, {})
+    try:
+        store = Store(Path(settings.data_dir))
+    except StoreError as error:
+        print(f"server.sh: --data-dir: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(3) from None
     loop = BatchingLoop(
         settings.make_policy(settings.mode, {}),
         lambda: load_engine(settings),
@@ -78,8 +92,10 @@ def application() -> Flask:
         on_failed=_exit_failed,
         input_log=_open_log(settings.input_log) if settings.input_log else None,
     )
+    runner = Runner(store, loop, read_completion, errors.describe)
     loop.start()
-    return create_app(loop, settings)
+    runner.start()
+    return create_app(loop, settings, store, runner)
 
 
 def _print_ready(settings: Settings, engine: Engine) -> None:
@@ -128,6 +144,11 @@ def main() -> None:
             f"server.sh: {settings.host}, port {settings.port}: cannot listen there: {os.strerror(error.errno or 0)}",
             file=sys.stderr,
         )
+        raise SystemExit(1) from None
+    try:
+        Store(Path(settings.data_dir)).close()
+    except StoreError as error:
+        print(f"server.sh: --data-dir: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     allow_open_files(2 * settings.threads)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}

@@ -109,6 +109,7 @@ class Settings:
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
+    data_dir: str = _setting("data", str, "where files and batches are kept; one server at a time")
     input_log: str = _setting("", str, "write what the scheduler takes in to this file, for replay")
 
     def make_policy(self, mode: str, arguments: Mapping[str, Any]) -> Policy:

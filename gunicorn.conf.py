@@ -40,6 +40,7 @@ def post_worker_init(worker):
         if not loop.join(graceful_timeout - DRAIN_MARGIN_S):
             loop.abort("the server is shutting down, and the time to finish is over")
             loop.join(DRAIN_MARGIN_S)
+        worker.wsgi.extensions["runner"].stop(DRAIN_MARGIN_S)
 
     def on_sigterm(number, frame):
         print("shutting down: what runs may finish, what is queued gets 503", flush=True)

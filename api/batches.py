@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify
 
 from api.errors import ApiError, bad, read_body
-from api.inference_request import read_json
+from api.fields import instead, read_json
 from api.lists import answer_page
 from jobs.errors import NotFound
 from jobs.records import Batch
@@ -32,7 +32,7 @@ def create() -> Response:
             raise bad(name[:100], f"no such field; there are: {', '.join(FIELDS)}")
     window, window_s = _window(body)
     if body.get("endpoint") != ENDPOINT:
-        raise bad("endpoint", f"must be {ENDPOINT}" + _instead(body, "endpoint"))
+        raise bad("endpoint", f"must be {ENDPOINT}" + instead(body, "endpoint"))
     batch = _store().create_batch(_input_file(body), ENDPOINT, window, window_s, _metadata(body))
     current_app.extensions["runner"].wake()
     return jsonify(_shown(batch))
@@ -41,7 +41,7 @@ def create() -> Response:
 def _input_file(body: dict[str, Any]) -> str:
     id = body.get("input_file_id")
     if not isinstance(id, str) or not id.isascii():
-        raise bad("input_file_id", "must be the id of a file" + _instead(body, "input_file_id"))
+        raise bad("input_file_id", "must be the id of a file" + instead(body, "input_file_id"))
     try:
         purpose = _store().file(id).purpose
     except NotFound as error:
@@ -58,7 +58,7 @@ def _window(body: dict[str, Any]) -> tuple[str, int]:
     seconds = int(parts[1]) * SECONDS[parts[2]] if parts else 0
     if not 1 <= seconds <= MAX_WINDOW_S:
         allowed = "must be 24h, or another whole number of s, m, h or d between 1s and 7d"
-        raise bad("completion_window", allowed + _instead(body, "completion_window"))
+        raise bad("completion_window", allowed + instead(body, "completion_window"))
     return str(text), seconds
 
 
@@ -71,10 +71,6 @@ def _metadata(body: dict[str, Any]) -> dict[str, str]:
             most = f"keys may have at most {MAX_KEY} characters, values must be texts of at most {MAX_VALUE}"
             raise bad("metadata", f"{most}; see {key[:MAX_KEY]!r}")
     return pairs
-
-
-def _instead(body: dict[str, Any], name: str) -> str:
-    return f", not {str(body[name])[:60]!r}" if name in body else "; it is missing"
 
 
 @blueprint.get("")

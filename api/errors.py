@@ -91,7 +91,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(Exception)
     def _(error: Exception) -> Response:
         log.exception("%s %s", request.method, request.path)
-        return _answer(500, f"{type(error).__name__} inside the server; its log says more", None, "internal_error")
+        message, _, param, code = _internal(error)
+        return _answer(500, message, param, code)
 
 
 def _answer(status: int, message: str, param: str | None, code: str | None) -> Response:
@@ -106,14 +107,21 @@ def _answer(status: int, message: str, param: str | None, code: str | None) -> R
     return response
 
 
-def body_of(error: RequestError | ApiError) -> tuple[int, dict[str, Any]]:
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """The status and the JSON of an error, where no response is to be made of it."""
-    status = error.status if isinstance(error, ApiError) else STATUS.get(error.code, 400)
-    return status, _body(error.message, _type(status), error.param, error.code)
+    if isinstance(error, ApiError | RequestError):
+        status = error.status if isinstance(error, ApiError) else STATUS.get(error.code, 400)
+        return status, _body(error.message, _type(status), error.param, error.code)
+    log.error("inside the server", exc_info=error)
+    return 500, _body(*_internal(error))
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _internal(error: Exception) -> tuple[str, str, None, str]:
+    return f"{type(error).__name__} inside the server; its log says more", _type(500), None, "internal_error"
 
 
 def _type(status: int) -> str:

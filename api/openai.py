@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify, request
 
 from api.completion import Completion, read_completion
-from api.errors import ApiError, body_of, read_body
+from api.errors import ApiError, describe, read_body
 from api.fields import read_json
 from api.waiting import as_they_grow, run_all
 from batching.loop import BatchingLoop, Engine
@@ -57,7 +57,7 @@ def _events(call: Completion, first: list[dict[str, Any]], news: Iterator[None])
             yield _event(chunk)
         yield "data: [DONE]\n\n"
     except RequestError as error:
-        yield _event(body_of(error)[1])
+        yield _event(describe(error)[1])
     finally:
         news.close()  # type: ignore[attr-defined]
 

@@ -1,7 +1,8 @@
-"""Runs the lines of batches as deferred requests of the engine, in a thread of its own, and ends each batch when its time has come.
+"""Runs the lines of batches as deferred requests of the engine, in a thread of its own, and ends each batch when its time has
+come.
 
-What it knows of a batch stands in the store; what it holds in memory (which lines are under way) can be lost at any moment: a line
-without a result is run again. Must not know HTTP: how a line is read and answered it is told when it is made.
+What it knows of a batch stands in the store; what it holds in memory (which lines are under way) can be lost at any moment: a
+line without a result is run again. Must not know HTTP: how a line is read and answered it is told when it is made.
 """
 
 import json
@@ -23,7 +24,6 @@ from jobs.errors import Conflict, DamagedLine, JobError, NotFound, StoreError
 from jobs.records import Batch, Line, Result, Status
 from jobs.store import Store
 
-ROUNDS = 2  # lines under way, in batches of the engine: so many more wait in its queue as run
 LOOK_S = 1.0  # between looks at the clock and the store while batches are there
 RETRY_S = 0.05  # before a line is offered again that found the queue full
 ATTEMPTS = 3  # of a line whose step or policy failed, not the line itself
@@ -56,11 +56,14 @@ class LineUnderWay:
     signal: Callable[["LineUnderWay"], None]
     left: int  # requests not yet answered
     tickets: list[Ticket] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self) -> None:
-        """One of its requests is answered. Called in the batching thread."""
-        self.left -= 1
-        if self.left == 0:
+        """One of its requests is answered."""
+        with self.lock:
+            self.left -= 1
+            last = self.left == 0
+        if last:
             self.signal(self)
 
 
@@ -94,7 +97,7 @@ class Runner:
         describe: Callable[[Exception], tuple[int, dict[str, Any]]],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`read` makes a call of a line's body, or raises; `describe` gives the status and body of what it, or a request, raised."""
+        """`read` makes a call of a line's body, or raises; `describe` gives the status and body of what was raised."""
         self._store = store
         self._loop = loop
         self._read = read
@@ -102,11 +105,18 @@ class Runner:
         self._wall = wall
         self._signals: queue.SimpleQueue[LineUnderWay | None] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
     def start(self) -> None:
-        """Go on with whatever is unfinished. The engine must be ready."""
+        """Go on with whatever is unfinished, once the engine is ready."""
         self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Record what has come in, then end the thread."""
+        self._stopping = True
+        self.wake()
+        self._thread.join(timeout)
 
     def wake(self) -> None:
         """Something in the store has changed."""
@@ -116,14 +126,16 @@ class Runner:
 
     def _run(self) -> None:
         wait: float | None = 0.0
-        while True:
+        while not self._stopping:
             finished = self._take_signals(wait)
             try:
                 self._record(finished)
+                if self._stopping:
+                    return
                 self._look()
                 wait = self._feed()
-            except Unavailable:  # the engine drains or has failed: what is under way is run again after the next start
-                wait = None
+            except Unavailable:  # the engine still loads, or drains: then lines go on after the next start
+                wait = LOOK_S
             except Exception:
                 log.exception("batches: going on in a second")
                 wait = LOOK_S
@@ -186,7 +198,8 @@ class Runner:
         elif expired:
             self._end(batch, job, Status.EXPIRED)
         elif batch.status is Status.IN_PROGRESS:
-            job = self._jobs.setdefault(batch.id, self._begin(batch)) if job is None else job
+            if job is None:
+                job = self._jobs[batch.id] = self._begin(batch)
             self._refill(job)
             if not job.lines and not job.under_way:
                 self._end(batch, job, Status.COMPLETED)
@@ -220,7 +233,7 @@ class Runner:
         self._jobs.pop(batch.id, None)
 
     def _give_up(self, batch_id: str, error: JobError) -> None:
-        """The disk or the store failed this batch; others go on. Where not even that can be written, it is tried again later."""
+        """The disk or the store failed this batch; others go on. Where not even that can be written, it comes up again."""
         log.error("%s fails: %s", batch_id, error.message)
         if job := self._jobs.pop(batch_id, None):
             self._cancel(job)
@@ -240,10 +253,13 @@ class Runner:
 
     @property
     def _most_under_way(self) -> int:
-        return ROUNDS * self._loop.ready_engine().limits.max_batch_size
+        """Requests: a batch of the engine's runs while another waits, which may fill half of the queue at most."""
+        limits = self._loop.ready_engine().limits
+        return limits.max_batch_size + min(limits.max_batch_size, limits.max_queue // 2)
 
     def _feed(self) -> float | None:
-        """Hand lines over, those first that are due first, until enough of them wait. Returns when to look again, in seconds."""
+        """Hand lines over, those first that are due first, until enough of them wait. Returns in how many seconds to look
+        again."""
         under_way = sum(line.left for job in self._jobs.values() for line in job.under_way)
         while under_way < self._most_under_way:
             ready = [job for job in self._jobs.values() if job.lines and job.ending is None]
@@ -267,8 +283,8 @@ class Runner:
             self._give_up(job.batch.id, error)
 
     def _start(self, job: Job, line: Line) -> int:
-        """Hand a line's requests to the engine; how many. One that will not do gets its result at once. Raises Refused while the
-        queue is full; the line comes again then."""
+        """Hand a line's requests to the engine; how many. One that will not do gets its result at once. Raises Refused while
+        the queue is full; the line comes again then."""
         try:
             body = json.loads(self._store.read_line(job.batch, line))["body"]
             if body.get("stream"):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -19,7 +20,19 @@ class Server(Session):
     """/inference takes text, so that the prompts are as long as the jobs' and say something else."""
 
     def __init__(self, setup: Setup, dtype: str) -> None:
-        flags = ("--model", "gpt2-medium", "--weights", str(setup.checkpoint), "--dtype", dtype, "--device", setup.device)
+        self._data = tempfile.TemporaryDirectory()
+        flags = (
+            "--data-dir",
+            self._data.name,
+            "--model",
+            "gpt2-medium",
+            "--weights",
+            str(setup.checkpoint),
+            "--dtype",
+            dtype,
+            "--device",
+            setup.device,
+        )
         own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         self._server = HttpServer(
             lambda port: [sys.executable, str(ROOT / "app.py"), "dynamic", "--port", str(port), *flags], own
@@ -38,6 +51,7 @@ class Server(Session):
 
     def close(self) -> None:
         self._server.close()
+        self._data.cleanup()
 
 
 def _text(num_tokens: int, rng: Random) -> str:

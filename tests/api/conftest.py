@@ -5,15 +5,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from api.completion import read_completion
+from api.errors import describe
 from app import create_app, load_engine
 from batching.loop import BatchingLoop, Engine, Health
 from config import Settings
+from jobs.runner import Runner
+from jobs.store import Store
 
 from .server_process import ServerProcess, wait_for
 
@@ -51,7 +56,10 @@ class Server:
 
     def __init__(self, loop: BatchingLoop, settings: Settings) -> None:
         self.loop = loop
-        self._app = create_app(loop, settings)
+        self.store = Store(Path(settings.data_dir))
+        self.runner = Runner(self.store, loop, read_completion, describe)
+        self.runner.start()
+        self._app = create_app(loop, settings, self.store, self.runner)
         self._threads = ThreadPoolExecutor(max_workers=16)
 
     @property
@@ -85,6 +93,8 @@ class Server:
         self.loop.abort("the test is over")
         self.loop.join(PATIENCE_S)
         self._threads.shutdown(wait=False)
+        self.runner.stop(PATIENCE_S)
+        self.store.close()
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +116,12 @@ def gate(loaded: tuple[Engine, Gate]) -> Iterator[Gate]:
 
 
 @pytest.fixture
-def serve(engine: Engine, gate: Gate) -> Iterator[Callable[..., Server]]:
+def serve(engine: Engine, gate: Gate, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers over the one loaded model: `serve(mode, max_queue=..., api_key=...)`."""
     started = []
 
     def start(mode: str = "dynamic", **changes: Any) -> Server:
-        settings = replace(SETTINGS, mode=mode, **changes)
+        settings = replace(SETTINGS, mode=mode, **{"data_dir": str(tmp_path / f"data{len(started)}"), **changes})
         limits = replace(engine.limits, max_batch_size=settings.max_batch_size, max_queue=settings.max_queue)
         loop = BatchingLoop(settings.make_policy(mode, {}), lambda: engine._replace(limits=limits))
         loop.start()

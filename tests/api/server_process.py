@@ -47,10 +47,11 @@ class ServerProcess:
     def __init__(self, folder: Path, mode: str, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.data_dir = folder / "data"
         self._out, self._err = folder / "stdout", folder / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py", mode, "--port", str(self.port), *flags],
+                [sys.executable, "app.py", mode, "--port", str(self.port), "--data-dir", str(self.data_dir), *flags],
                 cwd=ROOT,
                 env=clean_environment(**(environment or {})),
                 stdout=out,
