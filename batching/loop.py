@@ -41,10 +41,10 @@ class Signal(Protocol):
 
 
 class Ticket(NamedTuple):
-    """A request on its way. It is final once `answered` is set; `token`, where there is one, is set at each of its tokens."""
+    """A request on its way. It is final once `event` is set; `token`, where there is one, is set at each of its tokens."""
 
     request: Request
-    answered: Signal
+    event: Signal
     token: Signal | None
 
 
@@ -92,10 +92,10 @@ class BatchingLoop:
 
     # Called from HTTP threads.
 
-    def submit(self, request: Request, answered: Signal, token: Signal | None = None) -> Ticket:
-        """Hand a request over. Raises Unavailable, or Refused if the queue is full; whatever else is wrong with it comes as
-        the request's error. The signals are set in the batching thread."""
-        ticket = Ticket(request, answered, token)
+    def submit(self, request: Request, event: Signal | None = None, token: Signal | None = None) -> Ticket:
+        """Hand a request over, to wait for on an Event of its own, or on what is given. Raises Unavailable, or Refused if the
+        queue is full; whatever else is wrong with it comes as the request's error. Set in the batching thread."""
+        ticket = Ticket(request, event or threading.Event(), token)
         with self._condition:
             driver = self._available()
             try:
@@ -246,7 +246,7 @@ class BatchingLoop:
     def _answer(self, request: Request) -> None:
         with self._condition:
             ticket = self._tickets.pop(request.id)
-        ticket.answered.set()
+        ticket.event.set()
 
     def _token(self, request: Request) -> None:
         if (ticket := self._tickets.get(request.id)) and ticket.token:
@@ -259,4 +259,4 @@ class BatchingLoop:
             tickets, self._tickets = list(self._tickets.values()), {}
         for ticket in tickets:
             ticket.request.error = RequestError("engine_failed", reason)
-            ticket.answered.set()
+            ticket.event.set()

@@ -114,6 +114,7 @@ class Planner:
         self._preempt: list[Request] = []
         self._promote: list[Request] = []
         self._wake_at: float | None = None
+        self._refused: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self.load = Load()  # what the step computes so far
 
@@ -134,9 +135,9 @@ class Planner:
         blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks))
         self.refusal = self._lacks(req, count, pad, blocks)
         if self.refusal:
-            self._reasons[req.id] = REFUSALS[self.refusal]
+            self._refused[req.id] = REFUSALS[self.refusal]
             return 0
-        self._reasons.pop(req.id, None)
+        self._refused.pop(req.id, None)
         self.budget -= count + pad
         self.free_blocks -= blocks
         self.free_seats -= admits
@@ -234,7 +235,7 @@ class Planner:
     def plan(self, view: View) -> Plan:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
         lists = tuple(self._release), tuple(self._preempt), tuple(self._promote)
-        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, self._reasons)
+        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, self._refused | self._reasons)
         freed = [*plan.preempt, *filter(may_free, plan.release)]
         blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
         joining = sum(work.req.state is State.WAITING for work in plan.work)

@@ -28,7 +28,7 @@ LOOK_S = 1.0  # between looks at the clock and the store while batches are there
 RETRY_S = 0.05  # before a line is offered again that found the queue full
 ATTEMPTS = 3  # of a line whose step or policy failed, not the line itself
 STAGES = 20  # a batch's lines are due in so many groups,
-EARLY = 0.9  # the last of them when so much of the window has passed
+FIRST, LAST = 0.25, 0.95  # from when so much of the window has passed until then
 LEFT = {
     Status.EXPIRED: ("batch_expired", "This request could not be executed before the completion window expired."),
     Status.CANCELLED: ("batch_cancelled", "This request was not executed: the batch was cancelled."),
@@ -84,8 +84,12 @@ class Job:
 
     def due(self) -> float:
         """When the next line should be finished."""
-        stage = ceil(STAGES * min(self.fed + 1, self.remaining) / max(1, self.remaining))
-        return self.begun + EARLY * (self.expires - self.begun) * stage / STAGES
+        return self.begun + due_share((self.fed + 1) / max(1, self.remaining)) * (self.expires - self.begun)
+
+
+def due_share(place: float) -> float:
+    """How much of a batch's window has passed when the line at `place` (0 to 1, the last) is due."""
+    return FIRST + (LAST - FIRST) * ceil(STAGES * min(1.0, place)) / STAGES
 
 
 class Runner:

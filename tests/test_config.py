@@ -149,6 +149,8 @@ CHANGED: dict[str, Any] = {
     "teacher_key": "cheese",
     "insecure": True,
     "policy_arg": (("batch_timeout_ms", "5"),),
+    "tbt_slo_ms": 40.0,
+    "data_dir": "/tmp/elsewhere",
     "input_log": "/tmp/log",
 }
 

@@ -44,7 +44,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class ServerProcess:
     """`python app.py MODE --port N flags...`; what it prints goes to files in `folder`."""
 
-    def __init__(self, folder: Path, mode: str, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, mode: str, *flags: str, environment: Mapping[str, str] | None = None, own_group: bool = False
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.data_dir = folder / "data"
@@ -56,6 +58,7 @@ class ServerProcess:
                 env=clean_environment(**(environment or {})),
                 stdout=out,
                 stderr=err,
+                start_new_session=own_group,
             )
 
     @property
@@ -84,6 +87,11 @@ class ServerProcess:
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
+
+    def kill_group(self) -> None:
+        """SIGKILL for gunicorn's master and its worker at once; nobody gets to say anything."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def wait(self) -> int:
         """The exit status."""

@@ -4,12 +4,14 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import requests
 
+from . import kills
 from .server_process import ServerProcess, wait_for
 
 Start = Callable[..., ServerProcess]
@@ -186,3 +188,12 @@ def test_a_second_server_on_the_folder_is_refused(server: ServerProcess, start_p
     assert "--data-dir" in second.stderr[0]
     assert "in use by another server (process" in second.stderr[0]
     assert requests.get(server.url + "/health", timeout=10).status_code == 200
+
+
+def test_a_batch_survives_five_kills_with_each_result_once(tmp_path: Path) -> None:
+    outcome = kills.run(tmp_path, 5, seed=1, max_tokens=60)
+    assert outcome["never_fewer_than_before"], "what was counted stays counted"
+    assert outcome["killed_while"].get("in_progress", 0) >= 3, "most of them met a batch that ran"
+    assert (outcome["results"], outcome["lines_with_a_result"]) == (500, 500)
+    assert outcome["counts"] == {"total": 500, "completed": 500, "failed": 0}
+    assert outcome["error_file_id"] is None

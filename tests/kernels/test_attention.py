@@ -196,7 +196,7 @@ def test_queries_and_caches_of_16_bits_cost_their_rounding(
     attention: Attention, dtype: torch.dtype, cached_as: torch.dtype, seed: int
 ):
     exact = dtype is cached_as is torch.float32
-    check(Case(RAGGED, seed, dtype, cached_as), attention, tolerance=1e-4 if exact else 0.1)
+    check(Case(RAGGED, seed, dtype, cached_as), attention, tolerance=1e-4 if exact else 0.25)
 
 
 def test_the_output_has_the_dtype_of_the_queries(seed: int):
