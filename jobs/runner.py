@@ -172,7 +172,10 @@ class Runner:
         error = next((req.error for req in done.call.requests if req.error is not None), None)
         job, line = done.job, done.line
         if error is None:
-            return _result(job.batch, line, 200, done.call.answer())
+            try:
+                return _result(job.batch, line, 200, done.call.answer())
+            except Exception as inside:
+                return _result(job.batch, line, *self._describe(inside))
         if error.code in FAILURES:
             job.attempts[line.number] = job.attempts.get(line.number, 0) + 1
         if error.code in PASSING or (error.code in FAILURES and job.attempts[line.number] < ATTEMPTS):
@@ -206,7 +209,10 @@ class Runner:
                 job = self._jobs[batch.id] = self._begin(batch)
             self._refill(job)
             if not job.lines and not job.under_way:
-                self._end(batch, job, Status.COMPLETED)
+                job.read_up_to = 0  # so that no line is left out, whatever happened
+                self._refill(job)
+                if not job.lines:
+                    self._end(batch, job, Status.COMPLETED)
 
     def _validate(self, batch: Batch) -> Batch:
         model = self._loop.ready_engine().about["model"]

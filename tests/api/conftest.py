@@ -60,6 +60,7 @@ class Server:
         self.runner = Runner(self.store, loop, read_completion, describe)
         self.runner.start()
         self._app = create_app(loop, settings, self.store, self.runner)
+        self._stopped = False
         self._threads = ThreadPoolExecutor(max_workers=16)
 
     @property
@@ -89,6 +90,9 @@ class Server:
         wait_for(reached, PATIENCE_S, f"{running} running and {queue_depth} waiting")
 
     def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
         self.loop.drain("the test is over")
         self.loop.abort("the test is over")
         self.loop.join(PATIENCE_S)

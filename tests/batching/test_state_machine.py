@@ -14,6 +14,7 @@ from batching.replay import replay
 from batching.request import Priority, Request, RequestError, State
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
+from batching.step_time import Load, Probe
 from simulator.virtual import VirtualClock
 
 
@@ -39,6 +40,8 @@ class Machine(RuleBasedStateMachine):
         self.under_way: deque[Step] = deque()
         self.scheduler = Scheduler(POLICIES[mode](), self.limits)
         self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append)
+        for tokens in range(1, 10):
+            self.driver.learn(Probe(Load.of([(tokens, 0)]), 0.01 * tokens))
 
     @rule(
         prompt=st.integers(1, 14), longest=st.integers(1, 12), stop=st.integers(1, 20),

@@ -356,3 +356,25 @@ def test_dynamic_computes_no_padding(metered):
     steps = metered(Dynamic(), [(16, 1), (512, 6)])
     assert sum(tokens for tokens, _, _ in steps) == 16 + 512 + 5
     assert steps[-1] == (1, 517, 517)
+
+
+@WAYS
+def test_log_probabilities_are_the_models_own_of_prompts_and_drawn_tokens(demo: GPT, prompts: list[list[int]], way: str):
+    """In chunks, and with a request between them that wants none."""
+    oracle = GPT2LMHeadModel.from_pretrained(DEMO).eval()
+    drawn = [SamplingParams(temperature=1.0, top_k=20, seed=i) for i in range(len(prompts))]
+    requests = [Request(str(i), list(prompt), 6, sampling=drawn[i], num_logprobs=i) for i, prompt in enumerate(prompts)]
+    requests[0].prompt_logprobs = requests[3].prompt_logprobs = True
+    requests[1].num_logprobs = None
+    run(demo, Dynamic(), requests, way, token_budget=16, max_batch_size=4)
+    assert requests[1].logprobs == {}
+    for req in (requests[0], requests[2], requests[3]):
+        with torch.inference_mode():
+            expected = oracle(torch.tensor([req.tokens])).logits[0].log_softmax(-1)
+        first = 1 if req.prompt_logprobs else req.prompt_len
+        assert sorted(req.logprobs) == list(range(first, len(req.tokens)))
+        for place, found in req.logprobs.items():
+            row = expected[place - 1]
+            assert found.logprob == pytest.approx(float(row[req.tokens[place]]), abs=1e-4)
+            assert [value for _, value in found.top] == pytest.approx(row.topk(req.num_logprobs or 0).values.tolist(), abs=1e-4)
+            assert all(abs(float(row[token]) - value) < 1e-4 for token, value in found.top)

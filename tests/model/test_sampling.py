@@ -209,3 +209,15 @@ def test_the_uniform_number_is_uniform_over_seeds_and_over_indices(along: str):
     assert 40 < chi2 < 180, "99 degrees of freedom: 99 +- 14"
     following = sum((a - 0.5) * (b - 0.5) for a, b in pairwise(numbers)) / draws
     assert abs(following) < 5 * (1 / 12) / math.sqrt(draws), "one number says nothing of the next"
+
+
+def test_a_token_is_not_drawn_before_its_time():
+    logits = random_logits(3, 12)
+    logits[:, 7] = 50.0
+    short = SamplingParams(temperature=1.0, min_tokens=4, not_yet=7)
+    greedy = SamplingParams(min_tokens=4, not_yet=7)
+    plain = SamplingParams(temperature=1.0)
+    assert sample(logits, [short, greedy, plain], [3, 3, 3])[2] == 7
+    assert 7 not in sample(logits, [short, greedy, plain], [3, 3, 3])[:2]
+    assert sample(logits, [short, greedy, plain], [4, 4, 4]) == [7, 7, 7]
+    assert logits[0, 7] == 50.0, "the logits stay as they are"
