@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def load_engine(settings: Settings) -> Engine:
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
     )
     limits, probes = probe(executor, limits)
+    if settings.tbt_slo_ms:
+        limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {
         "model": loaded.name,
         "weights": loaded.weights,

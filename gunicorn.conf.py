@@ -30,6 +30,17 @@ def worker_int(worker):
     loop.abort("the server was stopped")
 
 
+def when_ready(server):
+    """Gunicorn's reload (SIGHUP) would start a second worker beside the first, which has the model and the data folder."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def worker_exit(server, worker):
+    """What has come back of batches is kept; lines under way are run again after the next start."""
+    if hasattr(worker, "wsgi"):
+        worker.wsgi.extensions["runner"].stop(DRAIN_MARGIN_S)
+
+
 def post_worker_init(worker):
     """On SIGTERM gunicorn closes the listener and waits for the requests; tell the batching loop to answer the queued ones."""
     loop = worker.wsgi.extensions["batching"]
@@ -40,7 +51,6 @@ def post_worker_init(worker):
         if not loop.join(graceful_timeout - DRAIN_MARGIN_S):
             loop.abort("the server is shutting down, and the time to finish is over")
             loop.join(DRAIN_MARGIN_S)
-        worker.wsgi.extensions["runner"].stop(DRAIN_MARGIN_S)
 
     def on_sigterm(number, frame):
         print("shutting down: what runs may finish, what is queued gets 503", flush=True)

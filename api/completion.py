@@ -35,7 +35,7 @@ class Choice:
     ending: Ending
     stream: TextStream
     num_sent: int = 0  # tokens whose log probabilities were streamed
-    offset: int = 0  # characters streamed
+    offset: int = 0  # characters of the tokens that were reported, and of an echoed prompt
     finished: bool = False
 
 
@@ -103,19 +103,23 @@ class Completion:
         reason = req.finish_reason if req.answered_at is not None else None
         choice.finished = reason is not None
         output = self._output(req)
-        first = not choice.num_sent and not choice.offset
+        if reason and not output:
+            reason = "length"
+        first = not choice.offset
         prompt = req.tokens[: req.prompt_len] if self.echo and first else []
         text = self.tokenizer.decode(prompt) + choice.stream.piece(output, reason)
         if not text and reason is None:
             return None
-        logprobs = self._logprobs(req, prompt, output[choice.num_sent :], choice.offset, choice.num_sent)
-        choice.num_sent, choice.offset = len(output), choice.offset + len(text)
+        new = output[choice.num_sent :]
+        logprobs = self._logprobs(req, prompt, new, choice.offset, choice.num_sent)
+        choice.num_sent, choice.offset = len(output), choice.offset + len(self.tokenizer.decode([*prompt, *new]))
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(
         self, req: Request, prompt: list[int], output: list[int], offset: int, num_sent: int = 0
     ) -> dict[str, Any] | None:
-        """OpenAI's four lists over the tokens that are shown. The first token of a prompt has no probability: null."""
+        """OpenAI's four lists, over an echoed prompt and the drawn tokens, those of a stop included. A prompt's first token
+        has no probability: null. Beside the likeliest tokens the drawn one is always named."""
         if self.logprobs is None:
             return None
         places = [*range(len(prompt)), *range(req.prompt_len + num_sent, req.prompt_len + num_sent + len(output))]
@@ -128,7 +132,10 @@ class Completion:
         return {
             "tokens": names,
             "token_logprobs": [entry and entry.logprob for entry in found],
-            "top_logprobs": [entry and {self._name(token): value for token, value in entry.top} for entry in found]
+            "top_logprobs": [
+                entry and {self._name(one): value for one, value in entry.top} | {name: entry.logprob}
+                for name, entry in zip(names, found, strict=True)
+            ]
             if self.logprobs
             else None,
             "text_offset": offsets,
@@ -151,8 +158,9 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
     model = _model(body, engine.about["model"])
     prompts = _prompts(body, tokenizer, engine)
     n = whole(body, "n", 1, 1, MAX_CHOICES)
-    if n * len(prompts) > MAX_CHOICES:
-        raise bad("n", f"{len(prompts)} prompts of {n} choices each are more than {MAX_CHOICES}")
+    most = min(MAX_CHOICES, limits.max_queue)
+    if n * len(prompts) > most:
+        raise bad("n", f"{len(prompts)} prompts of {n} choices each are more than {most}")
     echo, stream = _truth(body, "echo"), _truth(body, "stream")
     max_tokens = whole(body, "max_tokens", MAX_TOKENS, 0 if echo else 1, limits.max_context - 1)
     logprobs = whole(body, "logprobs", None, 0, MAX_LOGPROBS) if "logprobs" in body else None
@@ -160,7 +168,7 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
     for prompt in prompts:
         _check_length(len(prompt), max_tokens, limits.max_context)
     tier = body.get("service_tier")
-    if tier is not None and tier not in TIERS:
+    if tier is not None and (not isinstance(tier, str) or tier not in TIERS):
         raise bad("service_tier", f"must be one of {', '.join(TIERS)}" + instead(body, "service_tier"))
     kind = priority(body)
     seed = whole(body, "seed", secrets.randbits(62), 0, MAX_SEED - MAX_CHOICES)

@@ -90,7 +90,7 @@ class BatchingLoop:
     def start(self) -> None:
         self._thread.start()
 
-    # Called from HTTP threads.
+    # Called from HTTP threads, and from the one that runs batches.
 
     def submit(self, request: Request, event: Signal | None = None, token: Signal | None = None) -> Ticket:
         """Hand a request over, to wait for on an Event of its own, or on what is given. Raises Unavailable, or Refused if the
@@ -109,8 +109,8 @@ class BatchingLoop:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """The client hung up: its seat and blocks are freed at the next iteration."""
-        error = RequestError("cancelled", "the client closed the connection")
+        """Nobody waits for it any more: its seat and blocks are freed at the next iteration."""
+        error = RequestError("cancelled", "the client closed the connection, or gave the request up")
         with self._condition:
             self._post(lambda driver: driver.cancel(ticket.request.id, error))
 

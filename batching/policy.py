@@ -98,7 +98,7 @@ class Planner:
     commits all of it or nothing."""
 
     time_limit_s: float | None = None  # for what `run` chooses from here on; what is asked for exactly is not held to it
-    keep_free = 0  # blocks that `run` leaves free from here on
+    keep_blocks, keep_seats = 0, 0  # that `run` leaves free from here on
     refusal: str | None = None  # what the last `run` lacked, one of REFUSALS; None if it granted
 
     def __init__(self, view: View, budget: int | None = None) -> None:
@@ -165,9 +165,9 @@ class Planner:
             return "time"
         if req.state is State.WAITING and req.in_flight:
             return "in flight"  # a preempted request with a step under way waits for its token
-        if req.state is State.WAITING and not self.free_seats:
+        if req.state is State.WAITING and self.free_seats <= self.keep_seats:
             return "seats"
-        return "blocks" if blocks and blocks > self.free_blocks - self.keep_free else None
+        return "blocks" if blocks and blocks > self.free_blocks - self.keep_blocks else None
 
     def keep(self, req: Request, *, span: int = 0) -> bool:
         """A finished row keeps its seat: it computes one column of padding. False if the budget is spent."""

@@ -5,7 +5,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 from array import array
 from collections import deque
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
@@ -69,7 +69,7 @@ class Scheduler:
         self._requests[req.id] = req
         self._waiting.append(req)
         if req.deadline is not None:
-            heappush(self._deadlines, (req.deadline, next(self._sequence), req))
+            self._keep_deadline(req.deadline, req)
         self._empty_plans = 0
 
     def cancel(self, request_id: str, now: float, error: RequestError) -> None:
@@ -174,6 +174,12 @@ class Scheduler:
         seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
         waiting = () if self._switches else tuple(self._waiting)
         return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time)
+
+    def _keep_deadline(self, deadline: float, req: Request) -> None:
+        heappush(self._deadlines, (deadline, next(self._sequence), req))
+        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most of them are answered
+            self._deadlines = [entry for entry in self._deadlines if entry[2].state is not State.ANSWERED]
+            heapify(self._deadlines)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].state is State.ANSWERED):

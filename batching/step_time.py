@@ -52,7 +52,8 @@ class Probe(NamedTuple):
 
 
 class StepTime:
-    """`margin`: the factor under which 99 of 100 steps stayed, measured to predicted. `recent_s`: a step's mean duration."""
+    """`margin`: the factor under which 99 of 100 steps stayed, measured to predicted, as far as LARGEST_MARGIN. `recent_s`: a
+    step's mean duration."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -89,7 +90,7 @@ class StepTime:
         return b[0] + b[1] * load.prefill + b[2] * load.decodes + b[3] * load.kv + b[4] * load.products
 
     def bound(self, load: Load) -> float:
-        """Seconds within which 99 of 100 such steps end."""
+        """Seconds within which 99 of 100 such steps should end."""
         return self.predict(load) * self.margin
 
     def _descend(self) -> None:

@@ -27,11 +27,11 @@ from batching.scheduler import Scheduler
 from batching.stats import distribution
 from batching.step import Executor
 from batching.step_time import Load, Probe, StepTime
-from benchmarks.workload import VOCAB_SIZE
 from jobs.runner import due_share
 from model.engine import load_model, make_executor
 from model.probe import probe
 
+TOKEN_IDS = 2500  # every vocabulary has these
 PROMPTS, OUTPUTS = (16, 256), (16, 128)  # tokens
 SLOTS, TOKEN_BUDGET, KV_GB = 64, 512, 4.0
 LOAD = 0.3  # of the capacity
@@ -106,9 +106,9 @@ class Bench:
         self._slo_s = slo_s
 
     def runs(self, num_requests: int) -> Iterator[Run]:
-        size = self._largest_batch()
-        print(f"a decode step of {size} requests keeps the limit of {1e3 * self._slo_s:g} ms", flush=True)
-        yield self._run("largest batch", Dynamic(), [], backlog(), CAPACITY_S, size)
+        slots = self._largest_batch()
+        print(f"a decode step of {slots} requests keeps the limit of {1e3 * self._slo_s:g} ms", flush=True)
+        yield self._run("largest batch", Dynamic(), [], backlog(), CAPACITY_S, slots)
         whole = self._run("deferred, dynamic", Dynamic(), [], backlog(), CAPACITY_S)
         yield whole
         yield self._run("deferred, mixed", self._mixed(), [], backlog(), CAPACITY_S)
@@ -117,6 +117,7 @@ class Bench:
         yield self._run("immediate, mixed", self._mixed(), immediate(num_requests, rate), iter(()))
         both = self._run("both, mixed", self._mixed(), immediate(num_requests, rate), backlog(), 0.0)
         yield both
+        yield self._run("largest batch", Dynamic(), [], backlog(), CAPACITY_S, slots)
         yield self._run("both, dynamic", Dynamic(), immediate(num_requests, rate), backlog(), 0.0)
         size = int(NEEDS * WINDOW_S * len(both.of(Priority.DEFERRED)) / both.seconds)
         beside = immediate(int(rate * WINDOW_S), rate)
@@ -202,7 +203,7 @@ def backlog(num: int | None = None, window_s: float | None = None) -> Iterator[R
 
 
 def _request(name: str, rng: random.Random, priority: Priority, arrival: float) -> Request:
-    prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(*PROMPTS))]
+    prompt = [rng.randrange(TOKEN_IDS) for _ in range(rng.randint(*PROMPTS))]
     return Request(name, prompt, rng.randint(*OUTPUTS), priority, arrival)
 
 
@@ -214,14 +215,14 @@ def _at(req: Request, begun: float) -> Request:
 
 def print_ratios(runs: Sequence[Run], slo_s: float) -> None:
     """Those that the policy is held to."""
-    by_name = {run.name: run for run in runs}
-    best, whole, mixed, alone, both, fcfs, window = by_name.values()
+    before, whole, mixed, alone, both, after, fcfs, window = runs
+    best = (before.tokens_per_s + after.tokens_per_s) / 2  # a shared machine's speed changes within minutes
     itl, ttft, late = (distribution(values)["p99"] or 0.0 for values in (both.itl, both.ttft, fcfs.ttft))
     done = max(req.answered_at or 0.0 for req in window.of(Priority.DEFERRED)) - window.begun
     print(f"""
 p99 time between tokens / limit          {itl / slo_s:6.2f}   at most 1.1
 p99 TTFT / without the backlog           {ttft / (distribution(alone.ttft)["p99"] or 1):6.2f}   at most 1.5
-tokens/s / largest batch in the limit    {both.tokens_per_s / best.tokens_per_s:6.2f}   at least 0.85
+tokens/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at least 0.85
 last of the batch / window               {done / WINDOW_S:6.2f}   at most 1
 p99 TTFT, dynamic / mixed                {late / ttft:6.1f}   at least 5
 deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_s:6.2f}   0.95 to 1.05""")

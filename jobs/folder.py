@@ -6,11 +6,14 @@ Knows names and bytes only; what a file is for stands in the database.
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from jobs.errors import StoreError, TooLarge, storage_errors
+
+OURS = re.compile(r"file-[0-9a-f]{24}(\.part)?")
 
 
 class Folder:
@@ -75,11 +78,19 @@ class Folder:
             (self.files / name).unlink()
 
     def sweep(self, known: Collection[str]) -> None:
-        """Remove what a crash left: files half written, and files that nobody knows of. Raises StoreError."""
+        """Remove what a crash left: files half written, and files of ours that nobody knows of. Raises StoreError."""
         with storage_errors(self.files):
-            for path in self.files.iterdir():
+            for path in self._ours():
                 if path.name not in known:
                     path.unlink()
+
+    def is_empty(self) -> bool:
+        """Whether no file of ours is there. Raises StoreError."""
+        with storage_errors(self.files):
+            return not self._ours()
+
+    def _ours(self) -> list[Path]:
+        return [path for path in self.files.iterdir() if OURS.fullmatch(path.name)]
 
 
 def _sync_directory(path: Path) -> None:

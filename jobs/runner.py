@@ -18,15 +18,18 @@ from math import ceil
 from typing import Any, Protocol
 
 from batching.loop import BatchingLoop, Engine, Ticket, Unavailable
-from batching.request import Priority, Refused, Request, RequestError
+from batching.request import Priority, Refused, Request, RequestError, State
 from jobs.check import check
 from jobs.errors import Conflict, DamagedLine, JobError, NotFound, StoreError
 from jobs.records import Batch, Line, Result, Status
 from jobs.store import Store
 
+LINES_A_READ = 256  # from the store
 LOOK_S = 1.0  # between looks at the clock and the store while batches are there
 RETRY_S = 0.05  # before a line is offered again that found the queue full
 ATTEMPTS = 3  # of a line whose step or policy failed, not the line itself
+AT_ONCE = 64  # lines that will not do, before what came back is looked at again
+PATIENCE_S = 10.0  # with a disk that fails a batch: it is taken up again for so long
 STAGES = 20  # a batch's lines are due in so many groups,
 FIRST, LAST = 0.25, 0.95  # from when so much of the window has passed until then
 LEFT = {
@@ -109,6 +112,10 @@ class Runner:
         self._wall = wall
         self._signals: queue.SimpleQueue[LineUnderWay | None] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
+        self._rejected: list[Result] = []  # to be recorded
+        self._failing: dict[str, float] = {}  # batches that the disk fails, and since when
+        self._other_model: set[str] = set()  # batches that wait for their model
+        self._retry_at = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
@@ -135,7 +142,7 @@ class Runner:
             try:
                 self._record(finished)
                 if self._stopping:
-                    return
+                    break
                 self._look()
                 wait = self._feed()
             except Unavailable:  # the engine still loads, or drains: then lines go on after the next start
@@ -143,6 +150,7 @@ class Runner:
             except Exception:
                 log.exception("batches: going on in a second")
                 wait = LOOK_S
+        self._record(self._take_signals(0.0))
 
     def _take_signals(self, wait: float | None) -> list[LineUnderWay]:
         """The lines that were answered meanwhile; none if nothing happens for `wait` seconds, for ever if that is None."""
@@ -156,7 +164,7 @@ class Runner:
 
     def _record(self, finished: list[LineUnderWay]) -> None:
         """Everything that has come in, in one transaction a batch: on the disk before it is counted."""
-        results = []
+        results, self._rejected = self._rejected, []
         for line in finished:
             line.job.under_way.discard(line)
             if result := self._result(line):
@@ -164,6 +172,7 @@ class Runner:
         for batch_id, group in groupby(sorted(results, key=lambda result: result.batch_id), key=lambda result: result.batch_id):
             try:
                 self._store.record(list(group))
+                self._failing.pop(batch_id, None)
             except StoreError as error:
                 self._give_up(batch_id, error)
 
@@ -204,7 +213,7 @@ class Runner:
             self._end(batch, job, Status.CANCELLED)
         elif expired:
             self._end(batch, job, Status.EXPIRED)
-        elif batch.status is Status.IN_PROGRESS:
+        elif batch.status is Status.IN_PROGRESS and self._has_its_model(batch):
             if job is None:
                 job = self._jobs[batch.id] = self._begin(batch)
             self._refill(job)
@@ -213,6 +222,14 @@ class Runner:
                 self._refill(job)
                 if not job.lines:
                     self._end(batch, job, Status.COMPLETED)
+
+    def _has_its_model(self, batch: Batch) -> bool:
+        """Or was the server started with another one? Then it waits, until it expires, for the next start."""
+        served = self._loop.ready_engine().about["model"]
+        if batch.model != served and batch.id not in self._other_model:
+            log.warning("%s waits: it is for %s, this server has %s", batch.id, batch.model, served)
+            self._other_model.add(batch.id)
+        return batch.model == served
 
     def _validate(self, batch: Batch) -> Batch:
         model = self._loop.ready_engine().about["model"]
@@ -227,7 +244,7 @@ class Runner:
 
     def _refill(self, job: Job) -> None:
         if not job.lines:
-            lines = self._store.pending(job.batch.id, job.read_up_to, self._most_under_way)
+            lines = self._store.pending(job.batch.id, job.read_up_to, LINES_A_READ)
             busy = {line.line.number for line in job.under_way}
             job.read_up_to = lines[-1].number if lines else job.read_up_to
             job.lines = [line for line in reversed(lines) if line.number not in busy]
@@ -243,10 +260,14 @@ class Runner:
         self._jobs.pop(batch.id, None)
 
     def _give_up(self, batch_id: str, error: JobError) -> None:
-        """The disk or the store failed this batch; others go on. Where not even that can be written, it comes up again."""
-        log.error("%s fails: %s", batch_id, error.message)
+        """The disk or the store fails this batch; others go on. It comes up again with what it has recorded; if that lasts, it
+        has failed. Where not even that can be written, it comes up again too."""
+        log.error("%s: %s", batch_id, error.message)
         if job := self._jobs.pop(batch_id, None):
             self._cancel(job)
+        now = self._loop.clock()
+        if now - self._failing.setdefault(batch_id, now) < PATIENCE_S:
+            return
         try:
             self._store.fail(batch_id, error.code, error.message)
         except Conflict:
@@ -262,29 +283,41 @@ class Runner:
     # Feeding the engine.
 
     @property
-    def _most_under_way(self) -> int:
-        """Requests: a batch of the engine's runs while another waits, which may fill half of the queue at most."""
+    def _most_waiting(self) -> int:
+        """Requests in the engine's queue: those that the next batch can take, and half of the queue at most."""
         limits = self._loop.ready_engine().limits
-        return limits.max_batch_size + min(limits.max_batch_size, limits.max_queue // 2)
+        return max(1, min(limits.max_batch_size, limits.max_queue // 2))
 
     def _feed(self) -> float | None:
         """Hand lines over, those first that are due first, until enough of them wait. Returns in how many seconds to look
         again."""
-        under_way = sum(line.left for job in self._jobs.values() for line in job.under_way)
-        while under_way < self._most_under_way:
-            ready = [job for job in self._jobs.values() if job.lines and job.ending is None]
+        now = self._loop.clock()
+        if now < self._retry_at:
+            return self._retry_at - now
+        busy = [line for job in self._jobs.values() for line in job.under_way]
+        waiting = sum(req.state is State.WAITING for line in busy for req in line.call.requests)
+        while waiting < self._most_waiting and len(self._rejected) < AT_ONCE:
+            ready = [job for job in self._jobs.values() if job.lines and job.ending is None and now < job.expires]
             if not ready:
                 break
             job = min(ready, key=Job.due)
+            alone = job.attempts.get(job.lines[-1].number, 0) > 0  # it may have failed its neighbours: once more, without any
+            if alone and busy:
+                break
             try:
-                under_way += self._start(job, job.lines.pop())
+                waiting += self._start(job, job.lines.pop())
             except Refused:
+                self._retry_at = now + RETRY_S
                 return RETRY_S
             self._refill_quietly(job)
+            if alone:
+                break
+        if self._rejected:
+            return 0.0
+        left = [job.batch.expires_at - self._wall() for job in self._jobs.values() if job.ending is None]
         if not self._jobs:
             return LOOK_S if self._store.unfinished() else None
-        nearest = min(job.batch.expires_at for job in self._jobs.values()) - self._wall()
-        return min(LOOK_S, max(0.0, nearest))
+        return min([LOOK_S, *(max(0.0, seconds) for seconds in left)])
 
     def _refill_quietly(self, job: Job) -> None:
         try:
@@ -307,9 +340,11 @@ class Runner:
             self._give_up(job.batch.id, error)
             return 0
         except DamagedLine as error:
-            return self._reject(job, line, None, {"code": error.code, "message": error.message})
+            self._rejected.append(_result(job.batch, line, None, {"code": error.code, "message": error.message}))
+            return 0
         except Exception as error:
-            return self._reject(job, line, *self._describe(error))
+            self._rejected.append(_result(job.batch, line, *self._describe(error)))
+            return 0
         due = job.due()
         job.fed += 1
         under_way = LineUnderWay(line, job, call, self._signals.put, len(call.requests))
@@ -332,13 +367,6 @@ class Runner:
             self._loop.cancel(ticket)
         for _ in line.call.requests[place:]:
             line.set()
-
-    def _reject(self, job: Job, line: Line, status: int | None, error: dict[str, Any]) -> int:
-        try:
-            self._store.record([_result(job.batch, line, status, error)])
-        except StoreError as failure:
-            self._give_up(job.batch.id, failure)
-        return 0
 
 
 def _result(batch: Batch, line: Line, status: int | None, body: dict[str, Any]) -> Result:

@@ -88,6 +88,11 @@ class Store:
                 newer = f"{self._path}: written by a newer version of this server (schema {version}, this one knows {VERSION})"
                 raise StoreError(STORAGE_FAILED, newer)
             if version == 0:
+                if not self._folder.is_empty():  # which would all be swept away
+                    lost = (
+                        f"{self._path}: has nothing about the files in {self._folder.files}: bring it back, or move them away"
+                    )
+                    raise StoreError(STORAGE_FAILED, lost)
                 for statement in SCHEMA:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")

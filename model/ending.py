@@ -32,7 +32,7 @@ class Ending:
 
     def said(self, output: Sequence[int], finish_reason: str | None) -> bytes:
         """What of the generated tokens is the text: without the stop that ended it."""
-        if finish_reason != "stop":
+        if finish_reason != "stop" or not output:
             return self._tokenizer.bytes_of(output)
         if output[-1] == self._last:
             return self._tokenizer.bytes_of(output[:-1])
@@ -40,6 +40,8 @@ class Ending:
 
     def certain(self, output: Sequence[int]) -> bytes:
         """What of an output that still grows no stop can take back."""
+        if len(output) >= max(1, self._min_tokens) and (output[-1] == self._last or self._begin(output) is not None):
+            return self.said(output, "stop")  # the end, though the request is not answered yet
         data = self._tokenizer.bytes_of(output)
         held = (n for stop in self._stops for n in range(min(len(stop) - 1, len(data)), 0, -1) if stop.startswith(data[-n:]))
         return data[: len(data) - max(held, default=0)]

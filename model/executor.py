@@ -12,6 +12,7 @@ layer, their K and V to slots of the same row that real tokens will overwrite.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from model.kv_cache import KVCache
 from model.logprobs import Scores
 from model.sampling import sample
 from model.step_inputs import Shape, StepInputs
+
+SCORED_AT_ONCE = 256  # tokens of prompts whose logits are in memory together
 
 
 @dataclass
@@ -123,6 +126,7 @@ class GPTExecutor:
         if graphs:
             size = graphs.bucket(len(rows))
             logits = graphs.run(self._describe(rows, graphs.shape(size)), size)[: len(rows)]
+            features = logits[:0]
         else:
             size = len(rows)
             looked_at = len(drawn) + sum(len(_scored(row)) for row in rows)
@@ -130,33 +134,43 @@ class GPTExecutor:
             inputs = self._describe(rows, shape)
             if inputs.memory.device != self._cache.device:
                 inputs = StepInputs.within(inputs.memory.to(self._cache.device, non_blocking=True), shape)
-            logits = self._forward(inputs)
+            features = self._features(inputs)
+            logits, features = self._logits(features[: len(drawn)]), features[len(drawn) :]
         # A request may have tokens that are still under way: those before the drawn one are counted, not looked at.
         indices = [row.start + max(row.count, 1) - row.req.prompt_len for row in drawn]
-        tokens = sample(logits[: len(drawn)], [row.req.sampling for row in drawn], indices)
-        scores = self._score(rows, drawn, logits, tokens)
+        tokens = sample(logits, [row.req.sampling for row in drawn], indices)
+        scores = self._score(rows, drawn, logits, tokens, features)
         if self.depth > 1:
             self._drawn[: len(drawn)].copy_(tokens)
             self._places = {row.req.id: place for place, row in enumerate(drawn) if row.samples}
         return drawn, tokens.to("cpu", non_blocking=True), scores, size - len(rows)
 
-    def _score(self, rows: tuple[Row, ...], drawn: list[Row], logits: torch.Tensor, tokens: torch.Tensor) -> Scores | None:
-        """Of the drawn tokens whose requests want it, then of the prompts' (`_scored`): `logits` has its rows in that order."""
+    def _score(
+        self, rows: tuple[Row, ...], drawn: list[Row], logits: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor
+    ) -> Scores | None:
+        """Of the drawn tokens whose requests want it, by their logits, then of the prompts' (`_scored`), by their features: so
+        many logits at once would fill the memory."""
         wanted = [place for place, row in enumerate(drawn) if row.samples and row.req.num_logprobs is not None]
         owners = [(drawn[place].req, drawn[place].start + drawn[place].count) for place in wanted]
         prompts = [(row.req, column + 1) for row in rows for column in _scored(row)]
         if not owners and not prompts:
             return None
         known = torch.tensor([req.tokens[place] for req, place in prompts], dtype=torch.int64).to(logits.device)
-        few = torch.cat([logits[: len(drawn)][wanted], logits[len(drawn) :][: len(prompts)]])
-        return Scores.of(few, torch.cat([tokens[wanted], known]), [*owners, *prompts])
+        pairs = zip(features.split(SCORED_AT_ONCE), known.split(SCORED_AT_ONCE), strict=True) if prompts else ()
+        slices = ((self._logits(some), following) for some, following in pairs)
+        return Scores.of(chain([(logits[wanted], tokens[wanted])], slices), [*owners, *prompts])
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        return self._logits(self._features(inputs))
+
+    def _features(self, inputs: StepInputs) -> torch.Tensor:
         tokens = inputs.tokens
         if self.depth > 1:
             tokens = torch.where(inputs.places < 0, tokens, self._drawn[inputs.places.clamp(min=0)])
-        logits = self._model(tokens, inputs.positions, self._cache, inputs.batch, inputs.sampled)
-        return logits[:, : self._vocab_size]
+        return self._model.features(tokens, inputs.positions, self._cache, inputs.batch, inputs.sampled)
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(features)[:, : self._vocab_size]
 
     def _describe(self, rows: tuple[Row, ...], shape: Shape) -> StepInputs:
         """On the host, in memory that a GPU can read. In NumPy, so that no Python work grows with the context. Rows of `shape`

@@ -46,10 +46,21 @@ class GPT(nn.Module):
 
         tokens, positions: (T,) int64. sampled: (R,) int64, places in the flattened batch.
         """
+        return self.logits(self.features(tokens, positions, cache, batch, sampled))
+
+    def features(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: RaggedBatch, sampled: torch.Tensor
+    ) -> torch.Tensor:
+        """What the last layer makes of the R tokens: (R, C). As `forward` otherwise."""
         x = self.wte(tokens) + self.wpe(positions)  # (T, C)
         for layer, block in enumerate(self.h):
             x = block(x, cache.k[layer], cache.v[layer], batch)
-        logits: torch.Tensor = self.lm_head(self.ln_f(x[sampled]))  # (R, vocab)
+        normed: torch.Tensor = self.ln_f(x[sampled])
+        return normed
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(R, C) -> (R, vocab), float32."""
+        logits: torch.Tensor = self.lm_head(features)
         return logits.float()
 
 

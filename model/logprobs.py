@@ -1,6 +1,6 @@
 """Log probabilities of tokens under the model itself: before temperature, top_k and top_p."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,15 @@ class Scores(NamedTuple):
     ids: torch.Tensor  # of the best
 
     @classmethod
-    def of(cls, logits: torch.Tensor, tokens: torch.Tensor, places: Sequence[tuple[Request, int]]) -> "Scores":
-        """logits: (n, vocab) float32; tokens: (n,) int64, those that follow."""
-        logprobs = logits.log_softmax(-1)
-        most = min(max(req.num_logprobs or 0 for req, _ in places), logits.shape[1])
-        best, ids = logprobs.topk(most)
-        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-        return cls(list(places), *(tensor.to("cpu", non_blocking=True) for tensor in (chosen, best, ids)))
+    def of(cls, slices: Iterable[tuple[torch.Tensor, torch.Tensor]], places: Sequence[tuple[Request, int]]) -> "Scores":
+        """Slices of (logits (n, vocab) float32, the tokens (n,) int64 that follow), together as many as `places`."""
+        most = max(req.num_logprobs or 0 for req, _ in places)
+        parts = []
+        for logits, tokens in slices:
+            logprobs = logits.log_softmax(-1)
+            best, ids = logprobs.topk(min(most, logits.shape[1]))
+            parts.append((logprobs.gather(-1, tokens[:, None])[:, 0], best, ids))
+        return cls(list(places), *(torch.cat(kind).to("cpu", non_blocking=True) for kind in zip(*parts, strict=True)))
 
     def read(self) -> dict[str, dict[int, Logprob]]:
         """By request id and place. Only once the device has done its part."""

@@ -4,8 +4,6 @@ prefill under a token budget (Sarathi-Serve) and recompute preemption. The rule 
 Left out: prefix caching, swapping, priorities (see `mixed`).
 """
 
-from collections.abc import Iterable
-
 from batching.policy import Planner, Policy, View
 from batching.request import Request
 
@@ -14,7 +12,7 @@ class Dynamic(Policy):
     def schedule(self, view: View, now: float) -> Planner:
         plan = Planner(view)
         plan.release(*view.done)
-        run_or_preempt(plan, view.resident, ranking=list(view.resident))
+        _run_or_preempt(plan, list(view.resident))
         if not plan.preempted:  # else memory is short, and nobody joins
             for req in view.waiting:
                 if not plan.run(req):
@@ -22,13 +20,15 @@ class Dynamic(Policy):
         return plan
 
 
-def run_or_preempt(plan: Planner, running: Iterable[Request], ranking: list[Request]) -> None:
-    """Each of `running` in turn gets its tokens; where blocks are short, the last of `ranking` goes, possibly the one that
-    asked. Ends when the step is full."""
-    for req in running:
-        while req not in plan.preempted and not plan.run(req):
-            if plan.refusal != "blocks":
-                return
-            victim = ranking.pop()
+def _run_or_preempt(plan: Planner, running: list[Request]) -> None:
+    """Each in turn gets its tokens; where blocks are short, the last one goes, possibly the one that asked."""
+    planned = 0
+    while planned < len(running):
+        if plan.run(running[planned]):
+            planned += 1
+        elif plan.refusal == "blocks":
+            victim = running.pop()
             plan.preempt(victim)
-            plan.because(victim, f"preempted: request {req.id} needs its KV blocks")
+            plan.because(victim, "preempted: others need its KV blocks")
+        else:
+            return  # the step is full

@@ -104,7 +104,7 @@ class Server:
 @pytest.fixture(scope="session")
 def loaded() -> tuple[Engine, Gate]:
     engine, gate = load_engine(SETTINGS), Gate()
-    engine.executor._model.register_forward_pre_hook(gate)  # type: ignore[attr-defined]
+    engine.executor._model.wte.register_forward_pre_hook(gate)  # type: ignore[attr-defined]
     return engine, gate
 
 

@@ -41,13 +41,15 @@ def run(folder: Path, kills: int, seed: int, max_tokens: int) -> dict[str, Any]:
     server = ServerProcess(_made(folder / "0"), "mixed", *flags, own_group=True).wait_until_ready()
     batch = _create(server, max_tokens)
     seen, states = [], Counter[str]()
-    for kill in range(1, kills + 1):
-        time.sleep(rng.uniform(0, LONGEST_LIFE_S))
-        seen.append(_look(server, batch)["request_counts"]["completed"])
-        states[_look(server, batch)["status"]] += 1
-        server.kill_group()
-        server = ServerProcess(_made(folder / str(kill)), "mixed", *flags, own_group=True).wait_until_ready()
     try:
+        for kill in range(1, kills + 1):
+            time.sleep(rng.uniform(0, LONGEST_LIFE_S))
+            now = _look(server, batch)
+            seen.append(now["request_counts"]["completed"])
+            states[now["status"]] += 1
+            server.kill_group()
+            server = ServerProcess(_made(folder / str(kill)), "mixed", *flags, own_group=True)
+            server.wait_until_ready()
         wait_for(lambda: _look(server, batch)["status"] == "completed", FINISHED_WITHIN_S, "the batch is completed")
         ended = _look(server, batch)
         content = requests.get(f"{server.url}/v1/files/{ended['output_file_id']}/content", timeout=60).text

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -182,6 +183,7 @@ def test_flex_and_priority_mark_a_request_deferred(client: openai.OpenAI, server
         ({"logprobs": 6}, "logprobs"),
         ({"seed": -1}, "seed"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"extra_body": {"service_tier": []}}, "service_tier"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "two"]}, "prompt"),
@@ -232,12 +234,32 @@ def test_the_key_is_asked_for(server: ServerProcess) -> None:
 
 
 def test_a_full_queue_is_a_rate_limit_error_and_leaves_nothing_behind(start_process: Start) -> None:
-    small = start_process("dynamic", *DEMO, "--max-batch-size", "1", "--max-queue", "2").wait_until_ready()
-    with client_of(small) as client:
+    small = start_process("dynamic", *DEMO, "--max-batch-size", "1", "--max-queue", "4").wait_until_ready()
+    with client_of(small) as client, ThreadPoolExecutor() as pool:
+        others = pool.submit(complete, client, ["a"] * 3, max_tokens=400, extra_body={"ignore_eos": True})
+        wait_for(lambda: small.stats()["queue_depth"] == 2, 20, "one of them runs")
         with pytest.raises(openai.RateLimitError):
-            complete(client, ["a"] * 6, max_tokens=200)
+            complete(client, ["a"] * 4, max_tokens=200)
+        assert others.result().usage.completion_tokens == 1200
         wait_for(lambda: small.stats()["running"] == 0, 20, "those that found room are cancelled")
         assert complete(client).usage.completion_tokens == 12
+        with pytest.raises(openai.BadRequestError, match="more than 4"):
+            complete(client, ["a"] * 5)
+
+
+def test_a_stop_is_never_streamed_though_the_answer_waits_for_its_batch(server: ServerProcess, client: openai.OpenAI) -> None:
+    """Static: the row that stops first stays in the batch until its last row is finished."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    whole = complete(client, max_tokens=40).choices[0].text
+    stop = whole[20:26]
+    assert requests.put(server.url + "/mode", json={"mode": "static"}, headers=headers, timeout=60).ok
+    try:
+        text = ""
+        for chunk in complete(client, [PROMPT, "My father"], max_tokens=200, stop=[stop, "never said"], stream=True):
+            text += chunk.choices[0].text if chunk.choices[0].index == 0 else ""
+        assert text == whole[: whole.index(stop)]
+    finally:
+        assert requests.put(server.url + "/mode", json={"mode": "dynamic"}, headers=headers, timeout=60).ok
 
 
 def test_a_client_that_leaves_a_stream_frees_its_slot(server: ServerProcess) -> None:

@@ -62,11 +62,27 @@ def test_a_process_killed_while_it_adds_files_leaves_whole_files_only(folder: Pa
 
 def test_what_a_crash_left_in_the_folder_is_removed(open_store: Reopen, folder: Path) -> None:
     kept = open_store().add_file([b"x"], "some", "batch")
-    (folder / "files" / "file-1.part").write_bytes(b"half")
-    (folder / "files" / "file-2").write_bytes(b"whole, but not in the database")
+    (folder / "files" / f"file-{1:024x}.part").write_bytes(b"half")
+    (folder / "files" / f"file-{2:024x}").write_bytes(b"whole, but not in the database")
     store = open_store()
     assert_no_orphans(store, folder)
     assert [file.id for file in store.files()] == [kept.id]
+
+
+def test_what_is_none_of_the_stores_business_stays(open_store: Reopen, folder: Path) -> None:
+    open_store()
+    for name in ("file-1", "notes.txt", "file-1.part"):
+        (folder / "files" / name).write_bytes(b"somebody's")
+    open_store()
+    assert {path.name for path in (folder / "files").iterdir()} == {"file-1", "notes.txt", "file-1.part"}
+
+
+def test_files_whose_database_is_gone_are_not_swept_away(open_store: Reopen, folder: Path) -> None:
+    kept = open_store().add_file([b"x"], "some", "batch")
+    (folder / "batchlab.sqlite3").unlink()
+    with pytest.raises(StoreError, match="bring it back, or move them away"):
+        open_store()
+    assert (folder / "files" / kept.id).read_bytes() == b"x"
 
 
 def test_a_process_killed_while_it_records_loses_and_doubles_no_result(folder: Path, open_store: Reopen) -> None:

@@ -122,3 +122,12 @@ def test_a_streamed_text_is_the_whole_text_in_pieces(generated: list[bytes], sto
         assert whole.startswith(ending.said(req.output, "stop"))
         assert "".join(pieces) == text_of(ending.said(req.output, "stop"))
         assert first <= len(ending.said(req.output, "stop")), "a stop that ends sooner may begin later"
+
+
+def test_an_end_that_is_not_yet_answered_is_not_shown_either():
+    """A static batch holds its finished rows, so that their last token is known long before they are answered."""
+    ending = Ending(VOCABULARY, ["END"], end_of_text=True)
+    output = [RANKS[b"hel"], RANKS[b"END"]]
+    assert ending.certain(output) == b"hel"
+    assert ending.certain([RANKS[b"hel"], VOCABULARY.end_of_text]) == b"hel"
+    assert ending.certain([RANKS[b"hel"], RANKS[b"E"]]) == b"hel"

@@ -361,7 +361,7 @@ def test_dynamic_computes_no_padding(metered):
 @WAYS
 def test_log_probabilities_are_the_models_own_of_prompts_and_drawn_tokens(demo: GPT, prompts: list[list[int]], way: str):
     """In chunks, and with a request between them that wants none."""
-    oracle = GPT2LMHeadModel.from_pretrained(DEMO).eval()
+    oracle = GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
     drawn = [SamplingParams(temperature=1.0, top_k=20, seed=i) for i in range(len(prompts))]
     requests = [Request(str(i), list(prompt), 6, sampling=drawn[i], num_logprobs=i) for i, prompt in enumerate(prompts)]
     requests[0].prompt_logprobs = requests[3].prompt_logprobs = True

@@ -192,7 +192,7 @@ def test_each_decision_has_its_reason():
     world = World(mixed(), limits).serve(requests)
     assert world.steps[0].reasons["later-2"] == "waits: all sequence slots are taken"
     preempting = next(step for step in world.steps if step.preempted)
-    assert preempting.reasons[preempting.preempted[0]] == "preempted: its seats went to request now"
+    assert preempting.reasons[preempting.preempted[0]] == "preempted: request now lacked seats"
     told = world.driver.stats.summary(world.clock.now, live=False)["decisions"]
     assert {"step", "seconds_ago", "request", "why"} == set(told[0])
     assert any(decision["why"].startswith("preempted") for decision in told)
@@ -203,7 +203,7 @@ def test_each_decision_has_its_reason():
     [
         ({"kv_reserve": 1.5}, "kv_reserve: must lie between 0 and 1"),
         ({"tbt_slo_ms": -1}, "tbt_slo_ms"),
-        ({"max_passes": 0}, "max_passes"),
+        ({"max_passes": -1}, "max_passes"),
         ({"safety": -1}, "safety"),
     ],
 )
