@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from batching.loop import Engine
+
 from .conftest import Gate, Server
 from .server_process import wait_for
 
@@ -84,8 +86,9 @@ def test_a_damaged_line_costs_only_itself(server: Server, gate: Gate) -> None:
     id = create(server, [line(f"l{i}") for i in range(40)])
     batch = reached(server, id, "in_progress")
     path = server.store._folder.files / batch["input_file_id"]
-    content = path.read_bytes().replace(b"Chapter l35", b"Chapter xxx")
-    path.write_bytes(content)
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(b"Chapter l35"))
+        file.write(b"Chapter xxx")
     gate.open()
     done = reached(server, id, "completed")
     assert (done["request_counts"]["completed"], done["request_counts"]["failed"]) == (39, 1)
@@ -151,3 +154,24 @@ def test_what_a_draining_engine_did_not_finish_goes_on_after_the_next_start(
     done = reached(serve("dynamic", data_dir=folder), id, "completed")
     assert done["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
     assert before < 60
+
+
+def test_a_batch_waits_for_its_model_when_the_server_was_started_with_another(
+    serve: Callable[..., Server], engine: Engine, gate: Gate, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "kept")
+    first = serve("mixed", data_dir=folder)
+    gate.seconds_a_step = 0.005
+    id = create(first, [line(f"l{i}", max_tokens=20) for i in range(60)])
+    wait_for(lambda: look(first, id)["request_counts"]["completed"] > 0, PATIENCE_S, "some lines are done")
+    first.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(engine.about, "model", "another")
+        second = serve("mixed", data_dir=folder)
+        before = look(second, id)
+        assert second.ask().status_code == 200
+        assert second.ask(num_tokens=50).status_code == 200
+        assert look(second, id) == before
+        second.stop()
+    done = reached(serve("mixed", data_dir=folder), id, "completed")
+    assert done["request_counts"] == {"total": 60, "completed": 60, "failed": 0}

@@ -216,3 +216,11 @@ def test_a_limit_that_cannot_be_kept_slows_but_stops_nobody():
     world = World(Mixed(MixedParams(tbt_slo_ms=0.01))).serve(immediate(20, 5.0) + backlog(20))
     assert len(world.answered) == 40
     assert all(req.error is None for req in world.answered)
+
+
+def test_a_deferred_request_that_says_nothing_is_served_beside_a_batch_that_has_all_day():
+    batch = [Request(f"batch-{i}", [1] * 50, 40, Priority.DEFERRED, 0.0, due=86400.0) for i in range(600)]
+    flex = [Request(f"flex-{i}", [99 - i] * 50, 40, Priority.DEFERRED, 1.0 + i) for i in range(5)]
+    World(mixed()).serve(batch + flex)
+    assert max(req.answered_at - req.arrival for req in flex) < 10
+    assert max(req.answered_at for req in batch) > 30, "the batch takes longer by far"
