@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,8 @@ from typing import BinaryIO
 from jobs.errors import StoreError, TooLarge, storage_errors
 
 OURS = re.compile(r"file-[0-9a-f]{24}(\.part)?")
+
+LETTING_GO_S, LOOK_S = 3.0, 0.05  # a server that was just killed takes a moment to give up its memory, and then the lock
 
 
 class Folder:
@@ -32,12 +35,17 @@ class Folder:
                 raise
 
     def _take(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read(20).strip() or "unknown"
-            raise StoreError("in_use", f"{path}: in use by another server (process {holder})") from None
+        until = time.monotonic() + LETTING_GO_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    self._lock.seek(0)
+                    holder = self._lock.read(20).strip() or "unknown"
+                    raise StoreError("in_use", f"{path}: in use by another server (process {holder})") from None
+                time.sleep(LOOK_S)
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
