@@ -23,13 +23,6 @@ proc_name = "batchlab"
 DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
 
 
-def worker_int(worker):
-    """Ctrl-C: nobody wants to wait, but everybody gets an answer."""
-    loop = worker.wsgi.extensions["batching"]
-    loop.drain("the server was stopped")
-    loop.abort("the server was stopped")
-
-
 def when_ready(server):
     """Gunicorn's reload (SIGHUP) would start a second worker beside the first, which has the model and the data folder."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -57,4 +50,12 @@ def post_worker_init(worker):
         threading.Thread(target=drain, name="drain", daemon=True).start()
         close_listener(number, frame)
 
+    def on_sigquit(number, frame):
+        """Ctrl-C: nobody wants to wait, but everybody gets an answer: their threads end before the process does. Gunicorn's
+        own handler waits for a lock of the thread pool, for ever if the signal came while this very thread held it."""
+        loop.drain("the server was stopped")
+        loop.abort("the server was stopped")
+        raise SystemExit(0)
+
     signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGQUIT, on_sigquit)
