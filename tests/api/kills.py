@@ -1,5 +1,5 @@
 """Kills the whole server at random moments while a batch of 500 lines runs, starts it again each time, and looks whether each
-line's result is there exactly once. Lines differ in length, so that at each kill some are on disk, some half done, some to come;
+line's result is there exactly once. Lines differ in length, so that at each kill some are on disk, some half done, some left;
 one kill in five hits a server that is still starting. As a script, with as many kills as asked for:
 
     python -m tests.api.kills --kills 100
