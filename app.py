@@ -17,7 +17,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, errors, files, openai, teaching
+from api import auth, batches, errors, files, metrics, openai, teaching
 from api.completion import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -46,6 +46,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     auth.register(app, settings.api_key, settings.teacher_key)
     app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)
+    app.register_blueprint(metrics.blueprint)
     app.register_blueprint(openai.blueprint)
     app.register_blueprint(files.blueprint)
     app.register_blueprint(batches.blueprint)

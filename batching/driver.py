@@ -115,7 +115,7 @@ class Driver:
         error = None if result.error is None else str(result.error)
         times = {"started": result.started, "ended": result.ended}
         self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
-        self.stats.on_result(result, len(continued))
+        self.stats.on_result(result, continued)
         for req in continued:
             self._on_token(req)
         self._hand_out()

@@ -19,6 +19,7 @@ from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import Executor
 from batching.step_time import Probe
+from batching.totals import Totals
 
 log = logging.getLogger("batchlab")
 
@@ -168,16 +169,33 @@ class BatchingLoop:
         """The driver's summary, and the queue as it stands. Raises Unavailable."""
         with self._condition:
             driver = self._available(draining=True)
-        scheduler, blocks, model = driver.scheduler, driver.scheduler.blocks, driver.scheduler.step_time
-        return driver.stats.summary(self.clock(), live=scheduler.num_live > 0) | {
+        scheduler, model = driver.scheduler, driver.scheduler.step_time
+        return (
+            driver.stats.summary(self.clock(), live=scheduler.num_live > 0)
+            | self.state()
+            | {
+                "step_time": {"coefficients": model.coefficients, "margin": model.margin, "recent_s": model.recent_s},
+                "last_policy_failure": driver.last_failure,
+            }
+        )
+
+    def state(self) -> dict[str, Any]:
+        """How it stands now: the part of `stats` that takes no time to know. Raises Unavailable."""
+        with self._condition:
+            scheduler = self._available(draining=True).scheduler
+        return {
             "queue_depth": scheduler.num_waiting + self._submitted,
             "running": scheduler.num_resident,
-            "kv_use": 1 - blocks.num_free / blocks.num_blocks,
-            "kv_blocks": blocks.num_blocks,
+            "kv_use": 1 - scheduler.blocks.num_free / scheduler.blocks.num_blocks,
+            "kv_blocks": scheduler.blocks.num_blocks,
             "tbt_slo_ms": scheduler.limits.tbt_slo_ms,
-            "step_time": {"coefficients": model.coefficients, "margin": model.margin, "recent_s": model.recent_s},
-            "last_policy_failure": driver.last_failure,
         }
+
+    def totals(self) -> Totals:
+        """What was counted since the start, whatever was reset. Raises Unavailable."""
+        with self._condition:
+            driver = self._available(draining=True)
+        return driver.stats.totals()
 
     def _available(self, draining: bool = False) -> Driver:
         if self._driver is None or not (self.health is Health.READY or (draining and self.health is Health.DRAINING)):

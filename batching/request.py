@@ -89,6 +89,7 @@ class Request:
     error: RequestError | None = field(init=False, default=None)
     logprobs: dict[int, Logprob] = field(init=False, default_factory=dict)  # by place in `tokens`
     token_times: list[float] = field(init=False, default_factory=list)  # when each generated token was known
+    admitted_at: float | None = field(init=False, default=None)  # when it was first given a seat
     answered_at: float | None = field(init=False, default=None)
     mode: str | None = field(init=False, default=None)  # in force when it was answered
     preemptions: int = field(init=False, default=0)

@@ -223,7 +223,7 @@ class Scheduler:
             self._released.append(req)
             self._vacate(req)
         self._settle(now)
-        rows = tuple(self._row(work, plan.blocks.get(work.req, 0)) for work in plan.work)
+        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
         if not rows:
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
@@ -236,13 +236,14 @@ class Scheduler:
         self._under_way[self._next_id] = step
         return step
 
-    def _row(self, work: Work, blocks: int) -> Row:
+    def _row(self, work: Work, blocks: int, now: float) -> Row:
         """Enter one work item: seat and blocks are taken and its tokens count as computed from now on."""
         req = work.req
         if req.state is State.WAITING:
             self._waiting.remove(req)
             self._resident.append(req)
             req.state = State.RESIDENT
+            req.admitted_at = now if req.admitted_at is None else req.admitted_at
         req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
         req.num_computed += work.count

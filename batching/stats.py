@@ -2,20 +2,23 @@
 
 Written by the batching thread, read by HTTP threads under one lock. Times in seconds on the driver's clock; rates are per
 wall-clock second, padding and recomputed tokens left out of them and reported beside them.
+
+Everything is counted once, since the start (`totals.py`). A reset only remembers how far the counts had come.
 """
 
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from batching.request import Priority, Request
+from batching.request import Request
 from batching.step import Step, StepResult
+from batching.totals import CLASSES, Totals, class_of
 
 MAX_RECORDS = 5_000  # the newest are kept
 MAX_DECISIONS = 20
-CLASSES = (*(priority.value for priority in Priority), "promoted")
 
 
 class RequestRecord(NamedTuple):
@@ -36,18 +39,15 @@ class RequestRecord(NamedTuple):
 class Stats:
     def __init__(self, now: float) -> None:
         self._lock = threading.Lock()
+        self._totals = Totals()
         self.reset(now, live=False)
 
     def reset(self, now: float, live: bool) -> None:
-        """Forget everything. With `live` requests under way the clock starts now, else at the next arrival."""
+        """Begin the summary anew. With `live` requests under way its clock starts now, else at the next arrival."""
         with self._lock:
+            self._at_reset = deepcopy(self._totals.counts)
             self._requests: deque[RequestRecord] = deque(maxlen=MAX_RECORDS)
-            self._errors: Counter[str] = Counter()
-            self._batch_sizes: Counter[int] = Counter()
-            self._steps = self._computed = self._padding = self._recomputed = self._output = self._prompt = 0
-            self._finished = self._preemptions = self._graph_padding = 0
             self._busy = self._peak_blocks = 0.0
-            self._promotions = 0
             self._decisions: deque[tuple[int, float, str, str]] = deque(maxlen=MAX_DECISIONS)
             self._started_at: float | None = now if live else None
             self._last_at = now
@@ -61,46 +61,58 @@ class Stats:
     def on_step(self, step: Step, blocks_in_use: int) -> None:
         with self._lock:
             self._started_at = step.planned_at if self._started_at is None else self._started_at
-            self._steps += 1
-            self._computed += step.num_tokens
-            self._padding += step.num_padding
-            self._batch_sizes[sum(row.count > 0 for row in step.rows)] += 1
-            self._preemptions += len(step.preempted)
-            self._promotions += len(step.promoted)
+            counts, computed = self._totals.counts, step.num_tokens
+            counts.steps += 1
+            counts.computed_tokens += computed
+            counts.padding_tokens += step.num_padding
+            counts.batch_sizes[sum(row.count > 0 for row in step.rows)] += 1
+            counts.preemptions += len(step.preempted)
+            counts.promotions += len(step.promoted)
+            counts.recomputed_tokens += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
+            self._totals.histograms.step_tokens.observe(computed)
             latest = {(request, why) for _, _, request, why in self._decisions}
             new = ((request, why) for request, why in step.reasons.items() if (request, why) not in latest)
             self._decisions.extend((step.id, step.planned_at, request, why) for request, why in new)
             self._peak_blocks = max(self._peak_blocks, blocks_in_use)
-            self._recomputed += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
 
-    def on_result(self, result: StepResult, tokens: int) -> None:
-        """`tokens` of the result counted; those of requests that had ended meanwhile did not."""
+    def on_result(self, result: StepResult, continued: Sequence[Request]) -> None:
+        """`continued`: the requests that got a token; one drawn for a request that had ended meanwhile does not count."""
         with self._lock:
+            counts, histograms = self._totals.counts, self._totals.histograms
             self._busy += max(0.0, result.ended - max(result.started, self._started_at or result.started))
-            self._output += tokens
-            self._graph_padding += result.graph_padding
+            counts.busy_s += result.ended - result.started
+            counts.graph_padding_rows += result.graph_padding
+            counts.output_tokens += len(continued)
+            for req in continued:
+                histograms.token(req)
+                if len(req.token_times) == 1:
+                    counts.prompt_tokens += req.prompt_len
             self._last_at = result.ended
 
     def on_error(self, code: str) -> None:
         with self._lock:
-            self._errors[code] += 1
+            self._totals.counts.errors[code] += 1
 
     def on_answer(self, req: Request) -> None:
         if req.error is not None:
             self.on_error(req.error.code)
             return
         with self._lock:
-            self._finished += 1
-            self._prompt += req.prompt_len
-            times = req.token_times
+            kind, times = class_of(req), req.token_times
+            self._totals.counts.finished[kind, req.finish_reason or ""] += 1
+            self._totals.histograms.answer(req)
             gaps = tuple(later - earlier for earlier, later in pairwise(times))
             answered = req.answered_at if req.answered_at is not None else times[-1]
             self._last_at = max(self._last_at, answered)
-            kind = "promoted" if req.promoted else req.priority.value
             record = RequestRecord(kind, times[0] - req.arrival, answered - req.arrival, len(times), gaps)
             self._requests.append(record)
 
     # What readers see.
+
+    def totals(self) -> Totals:
+        """All since the start, at one moment: a copy that nobody goes on writing to."""
+        with self._lock:
+            return deepcopy(self._totals)
 
     def summary(self, now: float, live: bool) -> dict[str, Any]:
         """The totals since the last reset, JSON-ready. The clock runs while requests are live, else to the last event."""
@@ -108,29 +120,31 @@ class Stats:
             elapsed = 0.0 if self._started_at is None else max((now if live else self._last_at) - self._started_at, 1e-9)
             records = list(self._requests)
             per_token = [record.e2el / record.output_tokens for record in records]
-            rows = sum(size * steps for size, steps in self._batch_sizes.items())
-            work = self._computed + self._padding
+            since = self._totals.counts - self._at_reset
+            output, finished, steps = since.output_tokens, since.finished.total(), since.steps
+            rows = sum(size * times for size, times in since.batch_sizes.items())
+            work = since.computed_tokens + since.padding_tokens
             totals = {
                 "latency-per-token": _mean(per_token),
-                "throughput": self._output / elapsed if elapsed else 0.0,
-                "total-tokens-handled": self._output,
+                "throughput": output / elapsed if elapsed else 0.0,
+                "total-tokens-handled": output,
                 "total-elapsed-time": elapsed,
-                "request_throughput": self._finished / elapsed if elapsed else 0.0,
-                "output_token_throughput": self._output / elapsed if elapsed else 0.0,
-                "total_token_throughput": (self._output + self._prompt) / elapsed if elapsed else 0.0,
-                "requests_finished": self._finished,
-                "errors": dict(self._errors),
-                "steps": self._steps,
+                "request_throughput": finished / elapsed if elapsed else 0.0,
+                "output_token_throughput": output / elapsed if elapsed else 0.0,
+                "total_token_throughput": (output + since.prompt_tokens) / elapsed if elapsed else 0.0,
+                "requests_finished": finished,
+                "errors": dict(since.errors),
+                "steps": steps,
                 "busy_share": self._busy / elapsed if elapsed else 0.0,
-                "mean_batch_size": rows / self._steps if self._steps else None,
-                "batch_size_histogram": {str(size): self._batch_sizes[size] for size in sorted(self._batch_sizes)},
-                "tokens_computed": self._computed,
-                "padding_tokens": self._padding,
-                "padding_share": self._padding / work if work else 0.0,
-                "graph_padding_rows": self._graph_padding,
-                "recomputed_tokens": self._recomputed,
-                "preemptions": self._preemptions,
-                "promotions": self._promotions,
+                "mean_batch_size": rows / steps if steps else None,
+                "batch_size_histogram": {str(size): since.batch_sizes[size] for size in sorted(since.batch_sizes)},
+                "tokens_computed": since.computed_tokens,
+                "padding_tokens": since.padding_tokens,
+                "padding_share": since.padding_tokens / work if work else 0.0,
+                "graph_padding_rows": since.graph_padding_rows,
+                "recomputed_tokens": since.recomputed_tokens,
+                "preemptions": since.preemptions,
+                "promotions": since.promotions,
                 "peak_blocks_in_use": int(self._peak_blocks),
             }
             fields = "step", "seconds_ago", "request", "why"
