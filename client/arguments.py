@@ -227,7 +227,7 @@ def _spec(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _limit(text: str) -> tuple[str, float]:
     name, _, value = text.partition(":")
-    if name not in LIMITS:
+    if name not in LIMITS or not value:
         raise argparse.ArgumentTypeError(f"must be NAME:SECONDS with a name of {', '.join(LIMITS)}, not {text!r}")
     return name, _positive(value)
 

@@ -167,8 +167,7 @@ class Server:
     async def model(self) -> str:
         """The name by which /v1/completions knows the model. Raises ClientError."""
         try:
-            listed = (await self.call("GET", "/v1/models")).get("data")
-            return str(listed[0]["id"]) if listed else ""
+            return str((await self.call("GET", "/v1/models"))["data"][0]["id"])
         except ClientError as error:
             if error.status != 404:
                 raise

@@ -48,23 +48,33 @@ def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, 
     return counts | rates | {name: distribution(values(good, name)) for name in LATENCIES}
 
 
-def values(answers: Sequence[Answer], name: str, from_send: bool = False) -> list[float]:
+def values(answers: Sequence[Answer], name: str) -> list[float]:
     """The times of one of LATENCIES, one for each answer (for ITL one for each gap) that has it."""
     good = [answer for answer in answers if not answer.error]
-    lag = {answer.request.index: answer.lag_s if from_send else 0.0 for answer in good}
-    if name == "ttft":
-        return [answer.ttft_s - lag[answer.request.index] for answer in good if answer.ttft_s is not None]
-    if name == "tpot":
-        return [answer.tpot_s for answer in good if answer.tpot_s is not None]
     if name == "itl":
         return [gap for answer in good for gap in answer.gaps_s]
-    return [answer.latency_s - lag[answer.request.index] for answer in good]
+    found = [_latency(answer, name) for answer in good]
+    return [value for value in found if value is not None]
+
+
+def as_the_server_has_it(answers: Sequence[Answer], name: str) -> list[float]:
+    """As ``values``, but from the actual send, and TPOT up to the last piece: a static batch holds the end of an answer
+    back."""
+    good = [answer for answer in answers if not answer.error]
+    if name == "tpot":
+        return [sum(answer.gaps_s) / (answer.tokens - 1) for answer in good if answer.piece_times and answer.tokens > 1]
+    if name in ("ttft", "e2el"):
+        return [value - answer.lag_s for answer in good if (value := _latency(answer, name)) is not None]
+    return values(answers, name)
+
+
+def _latency(answer: Answer, name: str) -> float | None:
+    return {"ttft": answer.ttft_s, "tpot": answer.tpot_s, "e2el": answer.latency_s}[name]
 
 
 def meets(answer: Answer, limits: Mapping[str, float]) -> bool:
     """Whether it keeps every limit. One that has no such figure, as a single token has no TPOT, cannot break it."""
-    figures = {"ttft": answer.ttft_s, "tpot": answer.tpot_s, "e2el": answer.latency_s}
-    return all((figures[name] or 0.0) <= limit for name, limit in limits.items())
+    return all((_latency(answer, name) or 0.0) <= limit for name, limit in limits.items())
 
 
 def lag(run: ModeRun) -> Distribution:
@@ -96,7 +106,7 @@ def beside_the_server(run: ModeRun) -> list[Figure]:
     mine = summary(run, "all", {})
     pairs = [(name.replace("_", " "), mine[name], number(run.stats, name)) for name in mine if name.endswith("_throughput")]
     for name, shown in LATENCIES.items():
-        client = distribution(values(run.answers, name, from_send=True))
+        client = distribution(as_the_server_has_it(run.answers, name))
         theirs = "server_ttft" if name == "ttft" else name
         pairs += [(f"{shown} {s}", client[s], number(run.stats, "latency", "all", theirs, s)) for s in STATISTICS]
     return [Figure(name, c, s) for name, c, s in pairs if c is not None and s is not None]

@@ -18,15 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 from metrics import summary
 from timeline import CODES, Timeline
 from workload import PRIORITIES, Plan, PlannedRequest
 
 DPI = 120
-STYLES = {"immediate": ("#0072B2", "o"), "deferred": ("#D55E00", "^")}
+STYLES = {"immediate": ("#0072B2", "o"), "deferred": ("#56B4E9", "^")}
 LINES = ("-", "--", ":")
 MODE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WAITING, RUNNING = "#E69F00", "#0072B2"
+WAITING, RUNNING = "#D55E00", "#0072B2"
 BARS = 60  # of an arrival plan
 
 
@@ -79,8 +80,10 @@ def draw_throughput(path: Path, runs: Sequence[ModeRun], limits: dict[str, float
         if limits and name.startswith("request"):
             kept = [one["goodput"] or 0.0 for one in found]
             panel.barh(places, kept, color=colours, height=0.66)
+            for i, rate in enumerate(kept):
+                panel.annotate(f"goodput {rate:.2f}", (0, i), xytext=(5, 0), textcoords="offset points", va="center")
             said = ", ".join(f"{key.upper()} ≤ {value:g} s" for key, value in limits.items())
-            panel.set_title(f"requests a second; full colour: with {said}", fontsize=11)
+            panel.set_title(f"requests a second\n(full colour: goodput, {said})", fontsize=11)
     panels[0].set_yticks(list(places), [run.mode for run in runs], fontsize=12)
     panels[0].invert_yaxis()
     _save(figure, path)
@@ -115,12 +118,13 @@ def draw_cdfs(path: Path, runs: Sequence[ModeRun]) -> None:
         if highest > 30 * lowest:
             panel.set_xscale("log")
             panel.set_xlim(lowest * 0.7, highest * 1.3)
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(alpha=0.25)
-    panels[0].set_ylabel("share of requests done within that time")
+    panels[0].set_ylabel("share that took no longer")
     panels[0].set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1.0], ["0", "25 %", "50 %", "75 %", "90 %", "100 %"])
     figure.suptitle("How long did they wait? Further left is faster", fontsize=13)
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(runs)), frameon=False)
     _save(figure, path)
 
 
@@ -175,12 +179,14 @@ def draw_slots(path: Path, runs: Sequence[ModeRun]) -> None:
     colours = ListedColormap([code.colour for code in CODES])
     for panel, (run, timeline) in zip(panels, drawn, strict=True):
         picture = timeline.picture(last_s, slots)
+        after = np.linspace(0, last_s, picture.shape[1]) > run.wall_s
+        picture = np.ma.masked_array(picture, np.broadcast_to(after, picture.shape))  # white: there is nothing left to do
         panel.imshow(
             picture, cmap=colours, vmin=-0.5, vmax=len(CODES) - 0.5, aspect="auto", interpolation="nearest",
             extent=(0, last_s, slots + 0.5, 0.5),
         )  # fmt: skip
         panel.set_title(run.mode, loc="left", fontsize=12, fontweight="bold", pad=3)
-        panel.set_title(timeline.story(), loc="right", fontsize=10.5, pad=3)
+        panel.set_title(f"{timeline.story()}; done after {run.wall_s:.1f} s", loc="right", fontsize=10.5, pad=3)
         panel.set_ylabel("slot")
         panel.axvline(run.wall_s, color="black", linewidth=1.2)
         panel.yaxis.get_major_locator().set_params(integer=True, nbins=5)
@@ -189,7 +195,7 @@ def draw_slots(path: Path, runs: Sequence[ModeRun]) -> None:
     patches = [
         Patch(facecolor=code.colour, edgecolor="#888888", label=code.label) for i, code in enumerate(CODES) if i in there
     ]
-    figure.legend(handles=patches, loc="outside upper center", ncols=min(4, len(patches)), frameon=False, fontsize=10.5)
+    figure.legend(handles=patches, loc="outside upper center", ncols=min(3, len(patches)), frameon=False, fontsize=10.5)
     _save(figure, path)
 
 

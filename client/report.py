@@ -307,6 +307,10 @@ def _page(
         for _, title, data in shown
     ]
     goodput = f"<p class=quiet>Goodput: requests a second with {escape(_limits_said(limits))}.</p>" if limits else ""
+    like_with_like = (
+        "Like with like: times from the actual send (the server counts from the arrival), TPOT up to the last piece. Bold: "
+        f"more than {APART:.0%} apart. The client's times have the network and HTTP in them."
+    )
     parts = [
         f"<h1>{escape(_headline(runs))}</h1>",
         f"<p class=quiet>{escape(about)}<br>{escape(plan.made)}; the same requests in every mode</p>",
@@ -318,8 +322,7 @@ def _page(
         goodput,
         f"<p class=quiet>{escape(STREAMED)}</p>",
         "<h2>Beside the server's own figures</h2>",
-        f"<p class=quiet>Like with like: times from the actual send; the server counts from the arrival. Bold: more than "
-        f"{APART:.0%} apart. The client's times have the network and HTTP in them.</p>",
+        f"<p class=quiet>{escape(like_with_like)}</p>",
         _html(_beside(runs), 2, bold=True),
         *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
         "<p class=quiet>Raw: results.csv (every request), results.json (everything), plan.json (the plan, for --plan).</p>",

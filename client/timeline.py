@@ -23,11 +23,11 @@ class Code(NamedTuple):
 
 CODES = (
     Code("empty slot", "#F4F4F4"),
-    Code("decoding for an immediate request", "#0072B2"),
-    Code("decoding for a deferred request", "#7CC4EE"),
+    Code("decoding, immediate request", "#0072B2"),
+    Code("decoding, deferred request", "#7CC4EE"),
     Code("prompt (prefill)", "#222222"),
     Code("computed again after a preemption", "#CC79A7"),
-    Code("wasted: finished, and keeps its slot", "#E69F00"),
+    Code("wasted: finished, keeps its slot", "#E69F00"),
     Code("holds its slot, gets nothing", "#B8B8B8"),
 )
 EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE = range(len(CODES))
@@ -72,7 +72,7 @@ class Timeline:
         if not len(self._ends):
             return "no steps"
         preempted = f", {self._preempted} preemptions" if self._preempted else ""
-        return f"{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of that wasted on finished rows{preempted}"
+        return f"{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
 
     def picture(self, last_s: float, slots: int) -> NDArray[np.uint8]:
         """[slots, COLUMNS]: what each slot held at that time, from 0 to ``last_s``; short prompts are at least a column

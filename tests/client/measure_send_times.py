@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/client/measure_send_times.py [--stream]
 
-Not a test: a busy machine would fail it. Prints how far planned and actual send times are apart, as the client reports it and as
-the stub saw the requests come in (both processes read the machine's one monotonic clock).
+Not a test: a busy machine would fail it. Prints how far planned and actual send times are apart, as the client reports it and
+as the stub saw the requests come in (both processes read the machine's one monotonic clock).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "client"))
 
-import client as client_program  # noqa: E402
-from metrics import percentile  # noqa: E402
+from metrics import percentile
+
+import client as client_program
 
 TOKENS, SECONDS_A_TOKEN = 10, 0.02
 
@@ -79,7 +80,9 @@ async def _serve(pipe: Connection) -> None:
         for _ in range(body["max_tokens"]):
             await asyncio.sleep(SECONDS_A_TOKEN)
             await response.write(b'data: {"choices": [{"index": 0, "text": " and", "finish_reason": null}]}\n\n')
-        await response.write(b'data: {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 10}}\n\ndata: [DONE]\n\n')
+        await response.write(
+            b'data: {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 10}}\n\ndata: [DONE]\n\n'
+        )
         return response
 
     async def other(request: web.Request) -> web.Response:
