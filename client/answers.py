@@ -5,11 +5,12 @@ It must not know of HTTP, or of what is made of the figures. Times are seconds f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from workload import PlannedRequest
+from workload import Plan, PlannedRequest
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,17 @@ class ModeRun:
         """``all``, and the priorities where there are both."""
         there = sorted({answer.request.priority for answer in self.answers}, reverse=True)
         return ["all", *there] if "deferred" in there else ["all"]
+
+
+@dataclass
+class Stream:
+    """A plan, and what it gave in each mode. ``name`` tells several of them apart; it is empty where there is one."""
+
+    name: str
+    plan: Plan
+    runs: list[ModeRun] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Its own within the folder of the results; that folder itself where there is one stream."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name)

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -41,6 +42,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--prompt sends a single request: leave out --modes and --deferred")
     _check_combination(parser, given)
 
+    if len(dict(args.arrivals)) < len(args.arrivals):
+        parser.error("--arrivals: the same is there twice")
+
     needs_stream = bool(args.report or {"ttft", "tpot"} & args.goodput.keys())
     if args.stream is False and {"ttft", "tpot"} & args.goodput.keys():
         parser.error("--goodput: ttft and tpot are known only where answers are streamed: leave out --no-stream")
@@ -54,18 +58,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_workload(args: argparse.Namespace) -> Workload:
-    """What the flags say a plan is drawn from. Raises TraceError."""
+def read_workloads(args: argparse.Namespace) -> dict[str, Workload]:
+    """What the flags say plans are drawn from, by the name of the arrivals where there are several. Raises TraceError."""
     duration_s = args.duration if args.duration is not None else args.numsamples / (args.rate or RATE)
     rows: list[TraceRow] = []
     left_out = 0
     if args.trace:
         rows, left_out = read_trace(args.trace)
-    return Workload(
+    workload = Workload(
         count=args.numsamples,
         seed=args.seed,
         wait_s=args.wait,
-        arrivals=args.arrivals,
         duration_s=duration_s,
         bins=args.bins,
         users=args.users,
@@ -79,6 +82,9 @@ def read_workload(args: argparse.Namespace) -> Workload:
         deferred_share=args.deferred,
         context=args.context,
     )
+    several = len(args.arrivals) > 1
+    named = {text if several else "": replace(workload, arrivals=arrivals) for text, arrivals in args.arrivals}
+    return named or {"": workload}
 
 
 # A flag that has nothing to say beside another one would be ignored: it is refused instead.
@@ -125,9 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--wait", type=_wait, default=1.0, metavar="S", help="pause 0..S seconds, at random, between sends (default 1)")
     add(
         "--arrivals",
-        type=_spec(read_arrivals),
+        type=_spec(lambda text: (text, read_arrivals(text))),
+        nargs="+",
+        default=[],
         metavar="A",
-        help="instead of --wait: low, medium or high bursts; OUTER/INNER, as in zipf:a=1.2/uniform; gamma:burstiness=0.5; "
+        help="instead of --wait, one or several: low, medium or high bursts; OUTER/INNER, as in zipf:a=1.2/uniform; gamma:burstiness=0.5; "
         "constant; at-once",
     )
     add("--rate", type=_positive, metavar="R", help=f"with --arrivals: requests a second on average (default {RATE:g})")

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from answers import Answer, ModeRun
-from arguments import parse_arguments, read_workload
+from answers import Answer, ModeRun, Stream
+from arguments import parse_arguments, read_workloads
 from connection import ClientError, Server
 from firing import Send, fire
 from report import table, warnings, write_report, write_results
@@ -37,10 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.prompt is not None:
             return asyncio.run(ask_once(args))
-        plan = read_plan(args.plan) if args.plan else make_plan(read_workload(args))
-        for note in plan.notes:
+        if args.plan:
+            streams = [Stream("", read_plan(args.plan))]
+        else:
+            streams = [Stream(name, make_plan(workload)) for name, workload in read_workloads(args).items()]
+        for note in dict.fromkeys(note for stream in streams for note in stream.plan.notes):
             print(f"note: {note}", file=sys.stderr)
-        return show_plan(plan, args) if args.plan_only else compare(plan, args)
+        return show_plans(streams, args) if args.plan_only else compare(streams, args)
     except ClientError as error:
         return _fail(str(error))
     except ValueError as error:  # a trace, a plan or a distribution that will not do
@@ -50,40 +53,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("stopped by Ctrl-C")
 
 
-def show_plan(plan: Plan, args: argparse.Namespace) -> int:
-    """Write the plan and its picture, and send nothing."""
+def show_plans(streams: Sequence[Stream], args: argparse.Namespace) -> int:
+    """Write each plan and its picture, and send nothing."""
     from plots import draw_plan
 
-    folder = args.report or args.out
-    _make_folder(folder)
-    with _written_in(folder):
-        write_plan(folder / "plan.json", plan)
-        draw_plan(folder / "plan.png", plan)
-    print(f"{len(plan.requests)} requests within {plan.duration_s:.1f} s; {plan.made}")
-    print(f"plan: {folder / 'plan.json'}\npicture: {folder / 'plan.png'}")
+    for stream in streams:
+        plan, folder = stream.plan, (args.report or args.out) / stream.folder
+        _make_folder(folder)
+        with _written_in(folder):
+            write_plan(folder / "plan.json", plan)
+            draw_plan(folder / "plan.png", plan)
+        print(f"{len(plan.requests)} requests within {plan.duration_s:.1f} s; {plan.made}")
+        print(f"plan: {folder / 'plan.json'}\npicture: {folder / 'plan.png'}")
     return 0
 
 
-def compare(plan: Plan, args: argparse.Namespace) -> int:
-    """Fire one plan in each mode, then print the tables and write the results, also of a run cut short."""
-    runs: list[ModeRun] = []
+def compare(streams: Sequence[Stream], args: argparse.Namespace) -> int:
+    """Fire each plan in each mode, then print the tables and write the results, also of a run cut short."""
     stopped = ""
     try:
-        asyncio.run(run_modes(plan, args, runs))
+        asyncio.run(run_modes(streams, args))
     except ClientError as error:
         stopped = str(error)
     except KeyboardInterrupt:
         stopped = "stopped by Ctrl-C; what came is kept"
-    runs = [run for run in runs if run.answers]
-    if runs:
-        _show_and_write(plan, args, runs, stopped)
-    if not stopped and not any(not answer.error for run in runs for answer in run.answers):
+    for stream in streams:
+        stream.runs = [run for run in stream.runs if run.answers]
+    streams = [stream for stream in streams if stream.runs]
+    if streams:
+        _show_and_write(streams, args, stopped)
+    if not stopped and not any(not answer.error for stream in streams for run in stream.runs for answer in run.answers):
         stopped = "not one request was answered"
     return _fail(stopped) if stopped else 0
 
 
-async def run_modes(plan: Plan, args: argparse.Namespace, runs: list[ModeRun]) -> None:
-    """Switch, reset, fire, read: into ``runs``, mode after mode. Raises ClientError."""
+async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None:
+    """Switch, reset, fire, read: into each stream's ``runs``, mode after mode. Raises ClientError."""
     async with Server(args.url, args.api_key) as server:
         now = await server.call("GET", "/mode")
         if "mode" not in now:
@@ -97,13 +102,15 @@ async def run_modes(plan: Plan, args: argparse.Namespace, runs: list[ModeRun]) -
         _allow_open_sockets()
         log = StepLog(server) if args.report else None
 
-        for mode in args.modes or [str(now["mode"])]:
-            if args.modes:
-                await server.switch(mode)
-            await server.reset_stats()
-            runs.append(ModeRun(mode))
-            await _run_mode(server, plan, runs[-1], send, log)
-            runs[-1].stats = await server.call("GET", "/stats")
+        for stream in streams:
+            for mode in args.modes or [str(now["mode"])]:
+                if args.modes:
+                    await server.switch(mode)
+                await server.reset_stats()
+                run = ModeRun(mode)
+                stream.runs.append(run)
+                await _run_mode(server, stream.plan, run, send, log)
+                run.stats = await server.call("GET", "/stats")
 
 
 async def _sender(server: Server, stream: bool) -> Send:
@@ -134,21 +141,24 @@ async def _run_mode(server: Server, plan: Plan, run: ModeRun, send: Send, log: S
             await follower
 
 
-def _show_and_write(plan: Plan, args: argparse.Namespace, runs: Sequence[ModeRun], stopped: str) -> None:
-    stats = runs[0].stats
+def _show_and_write(streams: Sequence[Stream], args: argparse.Namespace, stopped: str) -> None:
+    stats = streams[0].runs[0].stats
     parts = [f"{key} {stats[key]}" for key in ("model", "weights", "vocabulary", "device", "dtype") if key in stats]
     about = args.url + (f": {', '.join(parts)}" if parts else "")
-    print(f"{about}\n{plan.made or 'a plan of ' + str(len(plan.requests)) + ' requests'}, the same in every mode")
-    print(f"\n{table(runs, args.goodput)}\n")
-    for line in warnings(runs):
-        print(f"warning: {line}")
+    print(about)
     folder = args.report or args.out
-    with _written_in(folder):
-        write_plan(folder / "plan.json", plan)
-        shown = write_results(folder, runs)
-        if args.report:
-            shown = write_report(folder, plan, runs, args.goodput, about, stopped)
-    print(shown)
+    for stream in streams:
+        print(f"{stream.plan.made or f'a plan of {len(stream.plan.requests)} requests'}, the same in every mode")
+        print(f"\n{table(stream.runs, args.goodput)}\n")
+        for line in warnings(stream.runs):
+            print(f"warning: {line}")
+        with _written_in(folder):
+            (folder / stream.folder).mkdir(exist_ok=True)
+            write_plan(folder / stream.folder / "plan.json", stream.plan)
+            print(write_results(folder / stream.folder, stream.runs))
+    if args.report:
+        with _written_in(folder):
+            print(write_report(folder, streams, args.goodput, about, stopped))
 
 
 async def ask_once(args: argparse.Namespace) -> int:

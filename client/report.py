@@ -15,9 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from answers import Answer, ModeRun
+from answers import Answer, ModeRun, Stream
 from metrics import APART, LATE_S, LATENCIES, STATISTICS, beside_the_server, lag, number, summary
-from workload import Plan
 
 Grid = list[list[str]]
 
@@ -226,40 +225,49 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def write_report(
-    folder: Path, plan: Plan, runs: Sequence[ModeRun], limits: dict[str, float], about: str, stopped: str = ""
-) -> str:
-    """report.html, its pictures, and results.json with every figure; a line that says so. Raises OSError."""
+def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, float], about: str, stopped: str = "") -> str:
+    """report.html, and for each stream its pictures, and results.json with every figure; a line that says so. Raises OSError."""
+    told = [stopped] if stopped else []
+    if not any(run.steps for stream in streams for run in stream.runs):
+        told.append("the server has no step records (GET /steps), so that there is no timeline of its slots")
+    sections = []
+    for stream in streams:
+        own = folder / stream.folder
+        shown = _draw(own, stream, limits)
+        (own / "results.json").write_text(json.dumps(_everything(stream, limits, about)), encoding="utf-8")
+        sections.append(_section(stream, limits, shown))
+    (folder / "report.html").write_text(_page(streams, about, told, sections), encoding="utf-8")
+    return f"report: {folder / 'report.html'}"
+
+
+def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes]]:
+    """Each picture's title and bytes."""
     from plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
 
-    pictures = [
-        ("throughput.png", "Throughput: longer is better", lambda path: draw_throughput(path, runs, limits)),
-        ("slots.png", "What each sequence slot did", lambda path: draw_slots(path, runs)),
-        ("queue.png", "Who waits: queue and batch over time", lambda path: draw_queue(path, runs, plan)),
-        ("cdf.png", "How long requests took", lambda path: draw_cdfs(path, runs)),
-        ("latency.png", "Latency against requested tokens", None),  # write_results drew it
-        ("plan.png", "The arrival plan", lambda path: draw_plan(path, plan)),
-    ]
-    told = list(warnings(runs))
-    if not any(run.steps for run in runs):
-        del pictures[1]
-        told.append("the server has no step records (GET /steps), so that there is no timeline of its slots")
-    if stopped:
-        told.insert(0, stopped)
-    shown = []
-    for name, title, draw in pictures:
-        if draw:
-            draw(folder / name)
-        shown.append((name, title, (folder / name).read_bytes()))
-    (folder / "results.json").write_text(json.dumps(_everything(plan, runs, limits, about)), encoding="utf-8")
-    (folder / "report.html").write_text(_page(plan, runs, limits, about, told, shown), encoding="utf-8")
-    return f"report: {folder / 'report.html'}\nraw figures: {folder / 'results.csv'}, {folder / 'results.json'}"
+    runs, plan = stream.runs, stream.plan
+    draw_throughput(folder / "throughput.png", runs, limits)
+    draw_queue(folder / "queue.png", runs, plan)
+    draw_cdfs(folder / "cdf.png", runs)
+    draw_plan(folder / "plan.png", plan)
+    titles = {
+        "throughput": "Throughput: longer is better",
+        "slots": "What each sequence slot did",
+        "queue": "Who waits: queue and batch over time",
+        "cdf": "How long requests took",
+        "latency": "Latency against requested tokens",
+        "plan": "The arrival plan",
+    }
+    if any(run.steps for run in runs):
+        draw_slots(folder / "slots.png", runs)
+    else:
+        del titles["slots"]
+    return [(title, (folder / f"{name}.png").read_bytes()) for name, title in titles.items()]
 
 
-def _everything(plan: Plan, runs: Sequence[ModeRun], limits: dict[str, float], about: str) -> dict[str, Any]:
+def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[str, Any]:
     return {
         "about": about,
-        "plan": plan.made,
+        "plan": stream.plan.made,
         "goodput_limits_s": limits,
         "modes": [
             {
@@ -275,7 +283,7 @@ def _everything(plan: Plan, runs: Sequence[ModeRun], limits: dict[str, float], a
                 "slots": run.slots,
                 "steps": run.steps,
             }
-            for run in runs
+            for run in stream.runs
         ],
     }
 
@@ -285,7 +293,8 @@ def _everything(plan: Plan, runs: Sequence[ModeRun], limits: dict[str, float], a
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto;
        padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: 0.2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 0.4rem }
+h1 { font-size: 1.7rem; margin-bottom: 0.2rem } h2 { margin: 3rem 0 0.2rem; border-top: 3px solid #333; padding-top: 0.6rem }
+h3 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem }
 .scroll { overflow-x: auto } img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; white-space: nowrap }
 td, th { padding: 0.15rem 0.55rem; text-align: right; border-bottom: 1px solid #ddd }
@@ -297,40 +306,70 @@ tr.head:last-of-type th { border-bottom: 2px solid #333 }
 """
 
 
-def _page(
-    plan: Plan, runs: Sequence[ModeRun], limits: Mapping[str, float], about: str, told: Sequence[str], shown: Sequence[Any]
-) -> str:
+def _page(streams: Sequence[Stream], about: str, told: Sequence[str], sections: Sequence[str]) -> str:
+    names = ", ".join(stream.name for stream in streams)
+    modes = ", ".join(dict.fromkeys(run.mode for stream in streams for run in stream.runs))
+    several = len(streams) > 1
+    headline = f"Arrivals {names}, in the modes {modes}" if several else _headline(streams[0].runs)
+    parts = [
+        f"<h1>{escape(headline)}</h1>",
+        f"<p class=quiet>{escape(about)}</p>",
+        *(f"<p class=warning>{escape(line)}</p>" for line in told),
+        *([_html(_across(streams), 2)] if several else []),
+        *sections,
+    ]
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>BatchLab: {escape(modes)}</title>\n' + (
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def _section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[str, bytes]]) -> str:
+    """All of one plan."""
+    runs, plan = stream.runs, stream.plan
     modes = ", ".join(run.mode for run in runs)
     images = [
-        f'<h2>{escape(title)}</h2>\n<img alt="{escape(title)}, for the modes {escape(modes)}; the figures are in the tables" '
+        f'<h3>{escape(title)}</h3>\n<img alt="{escape(title)}, for the modes {escape(modes)}; the figures are in the tables" '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for _, title, data in shown
+        for title, data in shown
     ]
-    goodput = f"<p class=quiet>Goodput: requests a second with {escape(_limits_said(limits))}.</p>" if limits else ""
     like_with_like = (
         "Like with like: times from the actual send (the server counts from the arrival), TPOT up to the last piece. Bold: "
         f"more than {APART:.0%} apart. The client's times have the network and HTTP in them."
     )
     parts = [
-        f"<h1>{escape(_headline(runs))}</h1>",
-        f"<p class=quiet>{escape(about)}<br>{escape(plan.made)}; the same requests in every mode</p>",
-        *(f"<p class=warning>{escape(line)}</p>" for line in (*told, *plan.notes)),
+        f"<h2>{escape(stream.name)}: {escape(_headline(runs))}</h2>" if stream.name else "",
+        f"<p class=quiet>{escape(plan.made)}; the same requests in every mode</p>",
+        *(f"<p class=warning>{escape(line)}</p>" for line in (*warnings(runs), *plan.notes)),
         _html(_overview(runs), 2),
         *images,
-        "<h2>All times, in seconds</h2>",
+        "<h3>All times, in seconds</h3>",
         _html(_times(runs, limits), 2),
-        goodput,
+        f"<p class=quiet>Goodput: requests a second with {escape(_limits_said(limits))}.</p>" if limits else "",
         f"<p class=quiet>{escape(STREAMED)}</p>",
-        "<h2>Beside the server's own figures</h2>",
+        "<h3>Beside the server's own figures</h3>",
         f"<p class=quiet>{escape(like_with_like)}</p>",
         _html(_beside(runs), 2, bold=True),
         *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
-        "<p class=quiet>Raw: results.csv (every request), results.json (everything), plan.json (the plan, for --plan).</p>",
+        "<p class=quiet>Raw: results.csv (every request), results.json (everything), plan.json (the plan, for --plan)"
+        + (f", in the folder {escape(stream.folder)}.</p>" if stream.name else ".</p>"),
     ]
-    body = "\n".join(part for part in parts if part)
-    return f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>BatchLab: {escape(modes)}</title>\n' + (
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
-    )
+    return "\n".join(part for part in parts if part)
+
+
+def _across(streams: Sequence[Stream]) -> Grid:
+    """Every plan by every mode: throughput, and how long the unluckiest waited."""
+    modes = list(dict.fromkeys(run.mode for stream in streams for run in stream.runs))
+    head = ["output tokens/s", "E2EL p99, s"]
+    grid = [["", *(cell for mode in modes for cell in (mode, ""))], ["arrivals", *head * len(modes)]]
+    for stream in streams:
+        found = {run.mode: summary(run, "all", {}) for run in stream.runs}
+        row = [stream.name]
+        for mode in modes:
+            one = found.get(mode)
+            row += [_show(one["output_token_throughput"], 0), _show(one["e2el"]["p99"], 2)] if one else ["-", "-"]
+        grid.append(row)
+    return grid
 
 
 def _headline(runs: Sequence[ModeRun]) -> str:

@@ -253,7 +253,9 @@ def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does(stub: Stub
     stub.most_at_once = 0
     assert main([*flags, "--users", "3"]) == 0
     assert stub.most_at_once == 3
-    assert [int(row["request"]) for row in sorted(rows(tmp_path), key=lambda row: float(row["sent_s"]))] == list(range(8))
+    sent = sorted(rows(tmp_path), key=lambda row: float(row["sent_s"]))
+    assert [int(row["request"]) for row in sent] == list(range(8))
+    assert float(sent[3]["planned_s"]) > 0.1, "a user's request is due when the one before was answered"
 
 
 def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> None:
@@ -306,6 +308,7 @@ def test_without_step_records_the_report_says_so_and_leaves_the_timeline_out(stu
     assert "no step records (GET /steps)" in page
     assert page.count("data:image/png;base64,") == 5
     assert not (tmp_path / "slots.png").exists()
+    assert results(tmp_path)["modes"][0]["steps"] is None
 
 
 def test_a_server_that_dies_half_way_leaves_a_report_of_what_came(stub: Stub, tmp_path: Path) -> None:
@@ -322,3 +325,15 @@ def test_figures_more_than_five_percent_from_the_servers_are_named(
     line = next(line for line in capsys.readouterr().out.splitlines() if "of the server's own" in line)
     assert "TTFT p50" in line
     assert "the server's 0.021" in line
+
+
+def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: Path) -> None:
+    flags = ["--url", stub.url, "--numsamples", "6", "--arrivals", "low", "medium", "high", "--duration", "0.1"]
+    flags += ["--numtokens_range", "3", "--modes", "nobatch,static", "--report", str(tmp_path)]
+    assert main(flags) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 * 5
+    plans = [json.loads((tmp_path / name / "plan.json").read_text())["requests"] for name in ("low", "medium", "high")]
+    assert len({json.dumps(plan) for plan in plans}) == 3
+    assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]
+    assert len(stub.bodies["static"]) == 18
