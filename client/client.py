@@ -1,32 +1,32 @@
-"""The client: fires seeded requests at a BatchLab server, mode after mode, and compares what came back.
+"""The client: fires planned requests at a BatchLab server, mode after mode, and compares what came back.
 
-Open loop: the plan is made before the run and each request leaves at its planned time from a thread of its own, so
-that a slow server cannot slow the client's clock. It talks HTTP only and must not import anything of the server.
+Open loop: the plan is made before the run and each request leaves at its planned time, so that a slow server cannot slow the
+client's clock. It talks HTTP only and must not import anything of the server.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import gc
 import io
 import os
-import queue
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from arguments import parse_arguments
+from answers import Answer, ModeRun, Stream
+from arguments import parse_arguments, read_workloads
 from connection import ClientError, Server
-from report import Answer, ModeRun, table, write_csv, write_plot
-from tqdm import tqdm
-from workload import PlannedRequest, make_plan
+from firing import Send, fire
+from report import table, warnings, write_report, write_results
+from steps import StepLog
+from workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
 
 OPEN_SOCKETS = 8192
-POLL_S = 0.2
-GRACE_S = 5.0  # after the server is gone: how long to wait for the answers still on their way
+LEAD_S = 0.05  # from the last preparation to the plan's time 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,78 +34,142 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the console's encoding lacks
-    server = Server(args.url, args.api_key)
     try:
         if args.prompt is not None:
-            return ask_once(server, args)
-        return compare(server, args)
+            return asyncio.run(ask_once(args))
+        if args.plan:
+            streams = [Stream("", read_plan(args.plan))]
+        else:
+            streams = [Stream(name, make_plan(workload)) for name, workload in read_workloads(args).items()]
+        for note in dict.fromkeys(note for stream in streams for note in stream.plan.notes):
+            print(f"note: {note}", file=sys.stderr)
+        return show_plans(streams, args) if args.plan_only else compare(streams, args)
     except ClientError as error:
         return _fail(str(error))
+    except ValueError as error:  # a trace, a plan or a distribution that will not do
+        print(f"client.py: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C")
 
 
-def compare(server: Server, args: argparse.Namespace) -> int:
-    """Fire one plan in each mode, then print the table and write CSV and plot, also of a run cut short."""
-    plan = make_plan(args.numsamples, args.wait, args.numtokens_range, args.selection, args.deferred, args.seed)
-    now = server.call("GET", "/mode")
-    if "mode" not in now:
-        raise ClientError(f"{server.url} answers, but not as a BatchLab server does")
-    known = now.get("modes") or {}
-    for mode in args.modes or ():
-        if mode not in known:
-            server.switch(mode)  # for the server's own words, now and not when the modes before it have run
-    _make_folder(args.out)
-    _allow_open_sockets()
+def show_plans(streams: Sequence[Stream], args: argparse.Namespace) -> int:
+    """Write each plan and its picture, and send nothing."""
+    from plots import draw_plan
 
-    runs: list[ModeRun] = []
+    for stream in streams:
+        plan, folder = stream.plan, (args.report or args.out) / stream.folder
+        _make_folder(folder)
+        with _written_in(folder):
+            write_plan(folder / "plan.json", plan)
+            draw_plan(folder / "plan.png", plan)
+        print(f"{len(plan.requests)} requests within {plan.duration_s:.1f} s; {plan.made}")
+        print(f"plan: {folder / 'plan.json'}\npicture: {folder / 'plan.png'}")
+    return 0
+
+
+def compare(streams: Sequence[Stream], args: argparse.Namespace) -> int:
+    """Fire each plan in each mode, then print the tables and write the results, also of a run cut short."""
     stopped = ""
     try:
-        for mode in args.modes or [str(now["mode"])]:
-            if args.modes:
-                server.switch(mode)
-            server.reset_stats()
-            runs.append(ModeRun(mode))
-            fire(server, plan, runs[-1])
-            runs[-1].stats = server.call("GET", "/stats")
+        asyncio.run(run_modes(streams, args))
     except ClientError as error:
         stopped = str(error)
     except KeyboardInterrupt:
         stopped = "stopped by Ctrl-C; what came is kept"
-
-    runs = [run for run in runs if run.answers]
-    if runs:
-        _write_report(server, args, runs)
-    if not stopped and not any(not answer.error for run in runs for answer in run.answers):
+    for stream in streams:
+        stream.runs = [run for run in stream.runs if run.answers]
+    streams = [stream for stream in streams if stream.runs]
+    if streams:
+        _show_and_write(streams, args, stopped)
+    if not stopped and not any(not answer.error for stream in streams for run in stream.runs for answer in run.answers):
         stopped = "not one request was answered"
     return _fail(stopped) if stopped else 0
 
 
-def _write_report(server: Server, args: argparse.Namespace, runs: Sequence[ModeRun]) -> None:
-    stats = runs[0].stats
-    parts = [f"{key} {stats[key]}" for key in ("model", "weights", "vocabulary", "device", "dtype") if key in stats]
-    lengths = ", ".join(str(length) for length in sorted(set(args.numtokens_range)))
-    print(f"{server.url}" + (f": {', '.join(parts)}" if parts else ""))
-    print(f"{args.numsamples} requests of {lengths} tokens, {args.selection}, seed {args.seed}, the same in every mode")
-    print(f"\n{table(runs)}\n")
-    csv_path, plot_path = args.out / "results.csv", args.out / "latency.png"
+async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None:
+    """Switch, reset, fire, read: into each stream's ``runs``, mode after mode. Raises ClientError."""
+    async with Server(args.url, args.api_key) as server:
+        now = await server.call("GET", "/mode")
+        if "mode" not in now:
+            raise ClientError(f"{server.url} answers, but not as a BatchLab server does")
+        known = now.get("modes") or {}
+        for mode in args.modes or ():
+            if mode not in known:
+                await server.switch(mode)  # for the server's own words, now and not when the modes before it have run
+        send = await _sender(server, args.stream)
+        _make_folder(args.report or args.out)
+        _allow_open_sockets()
+        log = StepLog(server) if args.report else None
+
+        for stream in streams:
+            for mode in args.modes or [str(now["mode"])]:
+                if args.modes:
+                    await server.switch(mode)
+                await server.reset_stats()
+                run = ModeRun(mode)
+                stream.runs.append(run)
+                await _run_mode(server, stream.plan, run, send, log)
+                run.stats = await server.call("GET", "/stats")
+
+
+async def _sender(server: Server, stream: bool) -> Send:
+    if not stream:
+        return server.infer
+    model = await server.model()
+
+    async def send(request: PlannedRequest, start: float) -> Answer:
+        return await server.stream(request, start, model)
+
+    return send
+
+
+async def _run_mode(server: Server, plan: Plan, run: ModeRun, send: Send, log: StepLog | None) -> None:
+    if log:
+        await log.skip()
+    gc.collect()
+    gc.freeze()  # a collection under way would hold up sends; what was there before need not be looked at
+    start = time.perf_counter() + LEAD_S
+    over = asyncio.Event()
+    follower = asyncio.create_task(log.follow(run, start, over)) if log else None
     try:
-        write_csv(csv_path, runs)
-        write_plot(plot_path, runs)
-    except OSError as error:
-        raise ClientError(f"cannot write the results in {args.out}: {error.strerror or error}") from None
-    print(f"every request: {csv_path}\nplot: {plot_path}")
+        await fire(server, plan, run, send, start)
+    finally:
+        gc.unfreeze()
+        over.set()
+        if follower:
+            await follower
 
 
-def ask_once(server: Server, args: argparse.Namespace) -> int:
+def _show_and_write(streams: Sequence[Stream], args: argparse.Namespace, stopped: str) -> None:
+    stats = streams[0].runs[0].stats
+    parts = [f"{key} {stats[key]}" for key in ("model", "weights", "vocabulary", "device", "dtype") if key in stats]
+    about = args.url + (f": {', '.join(parts)}" if parts else "")
+    print(about)
+    folder = args.report or args.out
+    for stream in streams:
+        print(f"{stream.plan.made or f'a plan of {len(stream.plan.requests)} requests'}, the same in every mode")
+        print(f"\n{table(stream.runs, args.goodput)}\n")
+        for line in warnings(stream.runs):
+            print(f"warning: {line}")
+        with _written_in(folder):
+            (folder / stream.folder).mkdir(exist_ok=True)
+            write_plan(folder / stream.folder / "plan.json", stream.plan)
+            print(write_results(folder / stream.folder, stream.runs))
+    if args.report:
+        with _written_in(folder):
+            print(write_report(folder, streams, args.goodput, about, stopped))
+
+
+async def ask_once(args: argparse.Namespace) -> int:
     """One request of the user's own; its completion and its times on stdout."""
-    request = PlannedRequest(0, 0.0, args.prompt, args.numtokens, "immediate", args.seed)
-    start = time.perf_counter()
-    answer = server.infer(request, start)
-    if answer.error:
-        # The same words for a missing server or key as everywhere; call() raises where the whole server is at fault.
-        server.call("GET", "/mode")
-        return _fail(f"{answer.error}: {answer.message}" if answer.message else answer.error)
+    async with Server(args.url, args.api_key) as server:
+        request = PlannedRequest(0, 0.0, args.prompt, args.numtokens, "immediate", args.seed)
+        answer = await server.infer(request, time.perf_counter())
+        if answer.error:
+            # The same words for a missing server or key as everywhere; call() raises where the whole server is at fault.
+            await server.call("GET", "/mode")
+            return _fail(f"{answer.error}: {answer.message}" if answer.message else answer.error)
     print(answer.completion)
     times = [
         f"{answer.tokens} tokens in mode {answer.mode or '-'}",
@@ -115,57 +179,6 @@ def ask_once(server: Server, args: argparse.Namespace) -> int:
     ]
     print("\n" + ", ".join(times))
     return 0
-
-
-def fire(server: Server, plan: Sequence[PlannedRequest], run: ModeRun) -> None:
-    """Send each request at its planned time; answers go into ``run`` as they come, so that none is lost.
-
-    Raises ClientError where the server is gone; the answers of requests that failed alone are in ``run`` as well.
-    """
-    inbox: queue.Queue[Answer] = queue.Queue()
-    gone = threading.Event()
-    unsent = deque(plan)
-    start = time.perf_counter()
-
-    def send(request: PlannedRequest) -> None:
-        sent_s = time.perf_counter() - start
-        try:
-            answer = server.infer(request, start)
-        except Exception as error:  # whatever it is: without an answer in the inbox the run would wait for ever
-            answer = Answer(request, sent_s, time.perf_counter() - start, error="client error", message=repr(error))
-        if answer.error == "connection lost" and not gone.is_set() and not server.is_there():
-            gone.set()
-        inbox.put(answer)
-
-    with tqdm(total=len(plan), desc=run.mode, unit="request", file=sys.stderr) as bar:
-        quiet_since: float | None = None  # the last sign of life after the server was found gone
-        while len(run.answers) < len(plan):
-            now = time.perf_counter() - start
-            if gone.is_set():
-                quiet_since = now if quiet_since is None else quiet_since
-                in_flight = len(plan) - len(unsent) - len(run.answers)
-                if not in_flight or now - quiet_since > GRACE_S:
-                    break
-            elif unsent and unsent[0].at_s <= now:
-                request = unsent.popleft()
-                try:
-                    threading.Thread(target=send, args=(request,), daemon=True).start()
-                except RuntimeError:  # this machine's own limit
-                    inbox.put(Answer(request, now, now, error="no thread left", message="too many open requests here"))
-                continue
-            pause = POLL_S if gone.is_set() or not unsent else min(POLL_S, unsent[0].at_s - now)
-            try:
-                run.answers.append(inbox.get(timeout=pause))
-            except queue.Empty:
-                continue
-            if quiet_since is not None:
-                quiet_since = time.perf_counter() - start
-            bar.update()
-    if gone.is_set():
-        good = sum(not answer.error for answer in run.answers)
-        raise ClientError(
-            f"the server at {server.url} went away in mode {run.mode}, after {good} of {len(plan)} answers; what came is kept"
-        )
 
 
 def _seconds(value: float | None) -> str:
@@ -190,9 +203,17 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ClientError(f"--out {path}: cannot make this folder: {error.strerror or error}") from None
+        raise ClientError(f"--out or --report {path}: cannot make this folder: {error.strerror or error}") from None
     if not os.access(path, os.W_OK):
-        raise ClientError(f"--out {path}: this folder cannot be written")
+        raise ClientError(f"--out or --report {path}: this folder cannot be written")
+
+
+@contextlib.contextmanager
+def _written_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ClientError(f"cannot write the results in {folder}: {error.strerror or error}") from None
 
 
 def _fail(text: str) -> int:

@@ -1,64 +1,26 @@
-"""What a run gave, as a table, a CSV file and a plot.
+"""What a run gave, as text for the terminal, CSV, JSON and one HTML page that needs neither network nor script.
 
-It must not know of HTTP or threads: it reads finished answers and the server's /stats object, in which any key may
-be missing or null. Latency counts from the planned send time; throughput is per wall-clock second.
+It must not know of HTTP or threads: it reads finished answers and the server's /stats object, in which any key may be missing
+or null. What the figures mean is metrics.py's; how they are drawn, plots.py's.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import json
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-from workload import PlannedRequest
+from answers import Answer, ModeRun, Stream
+from metrics import APART, LATE_S, LATENCIES, STATISTICS, beside_the_server, lag, number, summary
 
-PRIORITIES = ("immediate", "deferred")
+Grid = list[list[str]]
 
-# Two of Okabe and Ito's colours, told apart by every kind of colour vision; the marker shapes say it once more.
-STYLES = {"immediate": ("#0072B2", "o"), "deferred": ("#D55E00", "^")}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one request; times in seconds, ``sent_s`` and ``done_s`` from the start of the run."""
-
-    request: PlannedRequest
-    sent_s: float
-    done_s: float
-    error: str = ""  # its kind, "" where the request succeeded
-    message: str = ""
-    tokens: int = 0
-    completion: str = ""
-    finish_reason: str = ""
-    server_ttft_s: float | None = None
-    server_latency_s: float | None = None
-    mode: str = ""  # as the server named it: another one where somebody switched during the run
-
-    @property
-    def latency_s(self) -> float:
-        return self.done_s - self.request.at_s
-
-
-@dataclass
-class ModeRun:
-    """The answers of one mode, in the order they came, and the server's /stats after the last."""
-
-    mode: str
-    answers: list[Answer] = field(default_factory=list)
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def wall_s(self) -> float:
-        """From the first planned send, which is 0, to the last answer."""
-        return max((answer.done_s for answer in self.answers), default=0.0)
-
-
-# ---- table
+# ---- tables
 
 HEADERS = (
     ("", "mode"),
@@ -82,58 +44,87 @@ LEGEND = (
     "latency: planned send to answer, seen from here. TTFT (time to first token): the server's own, from arrival.\n"
     "Per second means per wall-clock second, from the first planned send to the last answer."
 )
+STREAMED = (
+    "Seen from here, in seconds: TTFT, first piece of text after the planned send; TPOT, per output token after the first;\n"
+    "ITL, between pieces of text, all of them; E2EL, the whole answer after the planned send."
+)
 
 
-def table(runs: Sequence[ModeRun]) -> str:
-    """One row per mode and, where deferred requests were sent, one more per priority."""
-    rows: list[list[str]] = []
+def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
+    """One row per mode and, where deferred requests were sent, one more per priority; then the times of streamed answers and
+    goodput where there are any; then how it all compares with the server's own figures."""
+    parts = [_text(_overview(runs), 2, left={0, len(HEADERS) - 1}), LEGEND, *_error_notes(runs)]
+    if limits or any(answer.piece_times for run in runs for answer in run.answers):
+        parts += ["", _text(_times(runs, limits), 2, left={0}), STREAMED]
+        if limits:
+            parts.append(f"Goodput: requests a second with {_limits_said(limits)}, all of it from the planned send.")
+    return "\n".join([*parts, "", *_lag_lines(runs), *_agreement(runs)])
+
+
+def warnings(runs: Sequence[ModeRun]) -> list[str]:
+    """What makes a run's figures doubtful."""
+    told = []
     for run in runs:
-        rows.append(_row(run, run.mode, run.answers, "all"))
-        if any(answer.request.priority == "deferred" for answer in run.answers):
-            for priority in PRIORITIES:
-                answers = [answer for answer in run.answers if answer.request.priority == priority]
-                rows.append(_row(run, f"  {priority}", answers, priority))
+        late = lag(run)["p99"]
+        if late is not None and late > LATE_S:
+            more = f"p99 {1e3 * late:.1f} ms after the plan, more than {1e3 * LATE_S:.0f}"
+            told.append(
+                f"{run.mode}: requests were sent late ({more}): this machine or the way to the server was too slow for it"
+            )
+    return told
+
+
+def _overview(runs: Sequence[ModeRun]) -> Grid:
+    rows = [_overview_row(run, group) for run in runs for group in run.groups]
     columns = len(HEADERS) if any(row[-1] for row in rows) else len(HEADERS) - 1
-    grid = [[header[line] for header in HEADERS] for line in (0, 1)] + rows
-    widths = [max(len(cells[column]) for cells in grid) for column in range(columns)]
-    lines = [_line(cells, widths) for cells in grid]
-    lines.insert(2, "-" * (sum(widths) + 2 * (columns - 1)))
-    return "\n".join([*lines, LEGEND, *_error_notes(runs)])
+    head = [[header[line] for header in HEADERS] for line in (0, 1)]
+    return [row[:columns] for row in head + rows]
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    words = []
-    for column, (cell, width) in enumerate(zip(cells, widths, strict=False)):
-        left = column in (0, len(HEADERS) - 1)
-        words.append(cell.ljust(width) if left else cell.rjust(width))
-    return "  ".join(words).rstrip()
-
-
-def _row(run: ModeRun, label: str, answers: Sequence[Answer], group: str) -> list[str]:
-    good = [answer for answer in answers if not answer.error]
-    latencies = [answer.latency_s for answer in good]
-    kinds = Counter(answer.error for answer in answers if answer.error)
-    # A priority's rates are shares of the whole run's time, so that its rows add up to the mode's.
-    wall_s = run.wall_s or math.nan
+def _overview_row(run: ModeRun, group: str) -> list[str]:
+    found = summary(run, group, {})
     whole = group == "all"
-    padding = _number(run.stats, "padding_share")
+    padding = number(run.stats, "padding_share")
     return [
-        label,
-        str(len(good)),
-        str(len(answers) - len(good)),
+        run.mode if whole else f"  {group}",
+        str(found["ok"]),
+        str(found["requests"] - found["ok"]),
         _show(run.wall_s, 2) if whole else "",
-        _show(sum(answer.tokens for answer in good) / wall_s, 1),
-        _show(len(good) / wall_s, 2),
-        _show(fmean(latencies) if latencies else None, 2),
-        _show(percentile(latencies, 50), 2),
-        _show(percentile(latencies, 99), 2),
-        _show(_number(run.stats, "latency", group, "server_ttft", "p50"), 3),
-        _show(_number(run.stats, "latency", group, "server_ttft", "p99"), 3),
-        _show(_number(run.stats, "mean_batch_size"), 2) if whole else "",
+        _show(found["output_token_throughput"], 1),
+        _show(found["request_throughput"], 2),
+        _show(found["e2el"]["mean"], 2),
+        _show(found["e2el"]["p50"], 2),
+        _show(found["e2el"]["p99"], 2),
+        _show(number(run.stats, "latency", group, "server_ttft", "p50"), 3),
+        _show(number(run.stats, "latency", group, "server_ttft", "p99"), 3),
+        _show(number(run.stats, "mean_batch_size"), 2) if whole else "",
         (f"{100 * padding:.1f} %" if padding is not None else "-") if whole else "",
-        _show(_number(run.stats, "preemptions"), 0) if whole else "",
-        ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
+        _show(number(run.stats, "preemptions"), 0) if whole else "",
+        ", ".join(f"{count} x {kind}" for kind, count in found["errors"].items()),
     ]
+
+
+def _times(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> Grid:
+    names = [("total", "tokens/s"), *([("", "goodput/s")] if limits else [])]
+    names += [(LATENCIES[name] if s == "mean" else "", s) for name in LATENCIES for s in STATISTICS]
+    grid = [["", *(name[0] for name in names)], ["mode", *(name[1] for name in names)]]
+    for run in runs:
+        for group in run.groups:
+            found = summary(run, group, limits)
+            row = [run.mode if group == "all" else f"  {group}", _show(found["total_token_throughput"], 1)]
+            row += [_show(found["goodput"], 2)] if limits else []
+            grid.append(row + [_show(found[name][s], 3) for name in LATENCIES for s in STATISTICS])
+    return grid
+
+
+def _text(grid: Grid, heads: int, left: set[int]) -> str:
+    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
+    lines = []
+    for row in grid:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
+    lines.insert(heads, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
 
 
 def _error_notes(runs: Sequence[ModeRun]) -> list[str]:
@@ -145,34 +136,51 @@ def _error_notes(runs: Sequence[ModeRun]) -> list[str]:
     return [f"{kind}: {message}" for kind, message in first.items()]
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Between the two nearest ranks, linearly; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def _lag_lines(runs: Sequence[ModeRun]) -> list[str]:
+    lines = []
+    for run in runs:
+        late = {name: 1e3 * value for name, value in lag(run).items() if value is not None}
+        lines.append(
+            f"{run.mode}: sent {late['p50']:.1f} ms (p50), {late['p99']:.1f} ms (p99), at most {late['max']:.1f} ms after plan"
+        )
+    return lines
 
 
-def _number(stats: Any, *keys: str) -> float | None:
-    for key in keys:
-        if not isinstance(stats, dict):
-            return None
-        stats = stats.get(key)
-    number = isinstance(stats, int | float) and not isinstance(stats, bool) and math.isfinite(stats)
-    return float(stats) if number else None
+def _agreement(runs: Sequence[ModeRun]) -> list[str]:
+    """What the server measured otherwise, in a line a mode."""
+    lines = []
+    for run in runs:
+        figures = beside_the_server(run)
+        apart = [f"{f.name} {f.client:.4g}, the server's {f.server:.4g} ({f.apart:+.0%})" for f in figures if not f.agrees]
+        if figures:
+            within = (
+                f"{run.mode}: {len(figures) - len(apart)} of {len(figures)} figures are within {APART:.0%} of the server's own"
+            )
+            lines.append(within + (f"; apart: {'; '.join(apart)}" if apart else ""))
+    return lines
+
+
+def _limits_said(limits: Mapping[str, float]) -> str:
+    return ", ".join(f"{LATENCIES[name]} at most {value:g} s" for name, value in limits.items())
 
 
 def _show(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
-# ---- CSV
+# ---- files
 
 
-def write_csv(path: Path, runs: Sequence[ModeRun]) -> None:
+def write_results(folder: Path, runs: Sequence[ModeRun]) -> str:
+    """results.csv and latency.png; a line that says so. Raises OSError."""
+    from plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
+
+    _write_csv(folder / "results.csv", runs)
+    draw_latency(folder / "latency.png", runs)
+    return f"every request: {folder / 'results.csv'}\nplot: {folder / 'latency.png'}"
+
+
+def _write_csv(path: Path, runs: Sequence[ModeRun]) -> None:
     """One row per request and mode, in the order of the plan; times in seconds, an unknown one left empty."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer: csv.DictWriter[str] | None = None
@@ -201,8 +209,11 @@ def _csv_row(mode: str, answer: Answer) -> dict[str, object]:
         "status": answer.error or "ok",
         "message": answer.message,
         "latency_s": round(answer.latency_s, 6) if good else None,
+        "ttft_s": _rounded(answer.ttft_s) if good else None,
+        "tpot_s": _rounded(answer.tpot_s) if good else None,
         "server_ttft_s": answer.server_ttft_s,
         "server_latency_s": answer.server_latency_s,
+        "prompt_tokens": answer.prompt_tokens or request.prompt_tokens,
         "output_tokens": answer.tokens if good else None,
         "finish_reason": answer.finish_reason,
         "prompt": request.prompt,
@@ -210,62 +221,197 @@ def _csv_row(mode: str, answer: Answer) -> dict[str, object]:
     }
 
 
-# ---- plot
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
-def write_plot(path: Path, runs: Sequence[ModeRun]) -> None:
-    """Latency against requested tokens, one panel per mode, all on the same axes."""
-    # Imported here because it takes a second, which --help and a refused argument should not.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = len(runs) if len(runs) <= 3 else math.ceil(math.sqrt(len(runs)))
-    rows = math.ceil(len(runs) / columns)
-    figure = Figure(figsize=(max(6.4, 4.2 * columns), 4.0 * rows + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    answers = [answer for run in runs for answer in run.answers]
-    lengths = sorted({answer.request.num_tokens for answer in answers})
-    spread = max(lengths[-1] - lengths[0], 1)
-    handles: dict[str, Any] = {}
-    for panel, run in zip(panels, runs, strict=False):
-        _draw(panel, run, spread, handles)
-        # In a grid that is not full the lowest panel of a column may have none below it to carry the numbers.
-        panel.tick_params(labelbottom=True, labelleft=True)
-        panel.set(xlabel="tokens requested", ylabel="latency in seconds")
-        if len(lengths) <= 8:
-            panel.set_xticks(lengths)
-    for panel in panels[len(runs) :]:
-        panel.set_visible(False)
-    margin = spread * (0.1 if len(lengths) > 1 else 0.5)
-    longest_s = max((answer.latency_s for answer in answers if not answer.error), default=1.0)
-    panels[0].set(xlim=(lengths[0] - margin, lengths[-1] + margin), ylim=(0, longest_s * 1.06))
-    figure.suptitle("Latency, from planned send to answer: lower is better", fontsize=13)
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(path, dpi=130)
+def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, float], about: str, stopped: str = "") -> str:
+    """report.html, and for each stream its pictures, and results.json with every figure; a line that says so. Raises OSError."""
+    told = [stopped] if stopped else []
+    if not any(run.steps for stream in streams for run in stream.runs):
+        told.append("the server has no step records (GET /steps), so that there is no timeline of its slots")
+    sections = []
+    for stream in streams:
+        own = folder / stream.folder
+        shown = _draw(own, stream, limits)
+        (own / "results.json").write_text(json.dumps(_everything(stream, limits, about)), encoding="utf-8")
+        sections.append(_section(stream, limits, shown))
+    (folder / "report.html").write_text(_page(streams, about, told, sections), encoding="utf-8")
+    return f"report: {folder / 'report.html'}"
 
 
-def _draw(panel: Any, run: ModeRun, spread: int, handles: dict[str, Any]) -> None:
-    good = [answer for answer in run.answers if not answer.error]
-    for priority, (colour, marker) in STYLES.items():
-        chosen = [answer for answer in good if answer.request.priority == priority]
-        if chosen:
-            # Requests of one length share an x: a small fixed shift by index keeps them apart, the same in every mode.
-            x = [a.request.num_tokens + spread * 0.016 * ((a.request.index * 7) % 9 / 4 - 1) for a in chosen]
-            y = [answer.latency_s for answer in chosen]
-            handles[f"one {priority} request"] = panel.scatter(x, y, s=26, c=colour, marker=marker, alpha=0.55, linewidths=0)
-    for length in {answer.request.num_tokens for answer in good}:
-        same = [answer.latency_s for answer in good if answer.request.num_tokens == length]
-        half = spread * 0.035
-        line = panel.hlines(median(same), length - half, length + half, colors="black", linewidth=2)
-        handles["median at that length"] = line
-    title = run.mode
-    if good:
-        rate = sum(answer.tokens for answer in good) / run.wall_s
-        title += f"\nmean {fmean(a.latency_s for a in good):.2f} s, {rate:.1f} output tokens/s"
-    failed = len(run.answers) - len(good)
-    if failed:
-        title += f"\n{failed} of {len(run.answers)} requests failed (not drawn)"
-    panel.set_title(title, fontsize=11)
-    panel.grid(alpha=0.25)
+def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes]]:
+    """Each picture's title and bytes."""
+    from plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
+
+    runs, plan = stream.runs, stream.plan
+    draw_throughput(folder / "throughput.png", runs, limits)
+    draw_queue(folder / "queue.png", runs, plan)
+    draw_cdfs(folder / "cdf.png", runs)
+    draw_plan(folder / "plan.png", plan)
+    titles = {
+        "throughput": "Throughput: longer is better",
+        "slots": "What each sequence slot did",
+        "queue": "Who waits: queue and batch over time",
+        "cdf": "How long requests took",
+        "latency": "Latency against requested tokens",
+        "plan": "The arrival plan",
+    }
+    if any(run.steps for run in runs):
+        draw_slots(folder / "slots.png", runs)
+    else:
+        del titles["slots"]
+    return [(title, (folder / f"{name}.png").read_bytes()) for name, title in titles.items()]
+
+
+def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[str, Any]:
+    return {
+        "about": about,
+        "plan": stream.plan.made,
+        "goodput_limits_s": limits,
+        "modes": [
+            {
+                "mode": run.mode,
+                "groups": {group: summary(run, group, limits) for group in run.groups},
+                "lag_s": lag(run),
+                "beside_the_server": [vars(f) | {"agrees": f.agrees} for f in beside_the_server(run)],
+                "server_stats": run.stats,
+                "answers": [
+                    _csv_row(run.mode, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
+                    for answer in sorted(run.answers, key=lambda answer: answer.request.index)
+                ],
+                "slots": run.slots,
+                "steps": run.steps,
+            }
+            for run in stream.runs
+        ],
+    }
+
+
+# ---- the page
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.7rem; margin-bottom: 0.2rem } h2 { margin: 3rem 0 0.2rem; border-top: 3px solid #333; padding-top: 0.6rem }
+h3 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem }
+.scroll { overflow-x: auto } img { max-width: 100%; height: auto }
+table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; white-space: nowrap }
+td, th { padding: 0.15rem 0.55rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+th { border-bottom: none; font-weight: 600 }
+tr.head:last-of-type th { border-bottom: 2px solid #333 }
+.warning { border-left: 4px solid #d55e00; background: #fdf1e7; padding: 0.5rem 0.8rem }
+.apart { font-weight: 700; color: #a63c00 } .quiet { color: #555; font-size: 0.9rem } pre { white-space: pre-wrap }
+"""
+
+
+def _page(streams: Sequence[Stream], about: str, told: Sequence[str], sections: Sequence[str]) -> str:
+    names = ", ".join(stream.name for stream in streams)
+    modes = ", ".join(dict.fromkeys(run.mode for stream in streams for run in stream.runs))
+    several = len(streams) > 1
+    headline = f"Arrivals {names}, in the modes {modes}" if several else _headline(streams[0].runs)
+    parts = [
+        f"<h1>{escape(headline)}</h1>",
+        f"<p class=quiet>{escape(about)}</p>",
+        *(f"<p class=warning>{escape(line)}</p>" for line in told),
+        *([_html(_across(streams), 2)] if several else []),
+        *sections,
+    ]
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>BatchLab: {escape(modes)}</title>\n' + (
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def _section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[str, bytes]]) -> str:
+    """All of one plan."""
+    runs, plan = stream.runs, stream.plan
+    modes = ", ".join(run.mode for run in runs)
+    images = [
+        f'<h3>{escape(title)}</h3>\n<img alt="{escape(title)}, for the modes {escape(modes)}; the figures are in the tables" '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+        for title, data in shown
+    ]
+    like_with_like = (
+        "Like with like: times from the actual send (the server counts from the arrival), TPOT up to the last piece. Bold: "
+        f"more than {APART:.0%} apart. The client's times have the network and HTTP in them."
+    )
+    parts = [
+        f"<h2>{escape(stream.name)}: {escape(_headline(runs))}</h2>" if stream.name else "",
+        f"<p class=quiet>{escape(plan.made)}; the same requests in every mode</p>",
+        *(f"<p class=warning>{escape(line)}</p>" for line in (*warnings(runs), *plan.notes)),
+        _html(_overview(runs), 2),
+        *images,
+        "<h3>All times, in seconds</h3>",
+        _html(_times(runs, limits), 2),
+        f"<p class=quiet>Goodput: requests a second with {escape(_limits_said(limits))}.</p>" if limits else "",
+        f"<p class=quiet>{escape(STREAMED)}</p>",
+        "<h3>Beside the server's own figures</h3>",
+        f"<p class=quiet>{escape(like_with_like)}</p>",
+        _html(_beside(runs), 2, bold=True),
+        *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
+        "<p class=quiet>Raw: results.csv (every request), results.json (everything), plan.json (the plan, for --plan)"
+        + (f", in the folder {escape(stream.folder)}.</p>" if stream.name else ".</p>"),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _across(streams: Sequence[Stream]) -> Grid:
+    """Every plan by every mode: throughput, and how long the unluckiest waited."""
+    modes = list(dict.fromkeys(run.mode for stream in streams for run in stream.runs))
+    head = ["output tokens/s", "E2EL p99, s"]
+    grid = [["", *(cell for mode in modes for cell in (mode, ""))], ["arrivals", *head * len(modes)]]
+    for stream in streams:
+        found = {run.mode: summary(run, "all", {}) for run in stream.runs}
+        row = [stream.name]
+        for mode in modes:
+            one = found.get(mode)
+            row += [_show(one["output_token_throughput"], 0), _show(one["e2el"]["p99"], 2)] if one else ["-", "-"]
+        grid.append(row)
+    return grid
+
+
+def _headline(runs: Sequence[ModeRun]) -> str:
+    """The difference between the first and the best of the modes, in a sentence."""
+    rates = {run.mode: summary(run, "all", {})["output_token_throughput"] or 0.0 for run in runs}
+    best, worst = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
+    if len(rates) < 2 or not rates[worst]:
+        return f"{runs[0].mode}: {rates[runs[0].mode]:.0f} output tokens a second"
+    ratio = rates[best] / rates[worst]
+    if ratio < 1.1:
+        return f"About the same throughput in {', '.join(rates)}: look at who waits"
+    return f"{best} gives {ratio:.1f} times the output tokens per second of {worst}"
+
+
+def _beside(runs: Sequence[ModeRun]) -> Grid:
+    """A row a figure, three columns a mode; what disagrees ends with a mark."""
+    by_mode = [{figure.name: figure for figure in beside_the_server(run)} for run in runs]
+    names = list(dict.fromkeys(name for figures in by_mode for name in figures))
+    grid = [
+        ["", *(cell for run in runs for cell in (run.mode, "", ""))],
+        ["figure", *("client", "server", "apart") * len(runs)],
+    ]
+    for name in names:
+        row = [name]
+        for figures in by_mode:
+            figure = figures.get(name)
+            if figure is None:
+                row += ["-"] * 3
+            else:
+                row += [
+                    f"{figure.client:.4g}",
+                    f"{figure.server:.4g}",
+                    f"{figure.apart:+.1%}" + ("" if figure.agrees else " !"),
+                ]
+        grid.append(row)
+    return grid
+
+
+def _html(grid: Grid, heads: int, bold: bool = False) -> str:
+    def cell(text: str) -> str:
+        return f"<td class=apart>{escape(text)}</td>" if bold and text.endswith("!") else f"<td>{escape(text)}</td>"
+
+    lines = ["<tr class=head>" + "".join(f"<th>{escape(text)}</th>" for text in row) + "</tr>" for row in grid[:heads]]
+    lines += ["<tr>" + "".join(map(cell, row)) + "</tr>" for row in grid[heads:]]
+    return "<div class=scroll><table>\n" + "\n".join(lines) + "\n</table></div>"

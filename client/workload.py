@@ -1,17 +1,29 @@
-"""The plan of a run: which request is sent when, all of it drawn from one seed before the first is sent.
+"""The plan of a run: which request is sent when, all of it drawn from one seed before the first is sent, and kept as plain
+JSON.
 
-Pure: it must not know of HTTP, clocks or modes. Every mode is fired the same plan, so that a difference between
-two modes is the server's doing and not the workload's.
+Pure but for reading and writing that file: it must not know of HTTP, clocks or modes. Every mode is fired the same plan, so
+that a difference between two modes is the server's doing and not the workload's.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arrivals import Arrivals, draw_arrivals
+from distributions import Shape
+from lengths import draw_lengths, fit, words
+from traces import TraceRow
 
 SELECTIONS = ("random", "descend")
+PRIORITIES = ("immediate", "deferred")
+FORMAT = 1  # of the file
 
 OPENINGS = (
     "The old house at the end of the lane",
@@ -33,9 +45,14 @@ OPENINGS = (
 )
 
 
+class PlanError(ValueError):
+    """A file that is no plan; the message names the file and the field."""
+
+
 @dataclass(frozen=True)
 class PlannedRequest:
-    """One request of the plan; ``at_s`` counts from the start of the run."""
+    """One request of the plan; ``at_s`` counts from the start of the run. In a closed loop it is 0 until the request's turn
+    comes. ``prompt_tokens`` is None where the prompt was not made to a length."""
 
     index: int
     at_s: float
@@ -43,6 +60,7 @@ class PlannedRequest:
     num_tokens: int
     priority: str
     seed: int
+    prompt_tokens: int | None = None
 
     def body(self) -> dict[str, str | int]:
         """The JSON body of its POST /inference; its own seed makes the text the same in every mode."""
@@ -54,45 +72,195 @@ class PlannedRequest:
         }
 
 
-def make_plan(
-    numsamples: int,
-    wait_s: float,
-    lengths: Sequence[int],
-    selection: str = "random",
-    deferred_share: float = 0.0,
-    seed: int = 0,
-) -> tuple[PlannedRequest, ...]:
-    """Draw ``numsamples`` requests, the first at 0 s, the next ones after gaps uniform in 0..``wait_s`` seconds.
+@dataclass(frozen=True)
+class Plan:
+    """``users``: None in an open loop; else how many requests are under way at a time. ``made`` says in words what it was drawn
+    from, ``notes`` what had to be changed."""
 
-    ``descend`` gives the lengths of ``random``, longest first. Exactly ``deferred_share`` of the requests, rounded
-    half up, are deferred.
-    """
-    if selection not in SELECTIONS:
-        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
+    requests: tuple[PlannedRequest, ...]
+    users: int | None = None
+    made: str = ""
+    notes: tuple[str, ...] = ()
 
-    # A stream of draws for each property: changing the lengths must not move the send times, and so on.
-    def stream(name: str) -> random.Random:
-        return random.Random(f"{seed}/{name}")
+    @property
+    def duration_s(self) -> float:
+        """From the start to the last planned send."""
+        return max((request.at_s for request in self.requests), default=0.0)
 
-    length_draw, prompt_draw, gap_draw, seed_draw = map(stream, ("length", "prompt", "gap", "seed"))
-    num_tokens = [length_draw.choice(lengths) for _ in range(numsamples)]
-    if selection == "descend":
-        num_tokens.sort(reverse=True)
-    deferred = set(stream("priority").sample(range(numsamples), math.floor(deferred_share * numsamples + 0.5)))
 
-    plan: list[PlannedRequest] = []
-    at_s = 0.0
-    for index in range(numsamples):
-        if index:
-            at_s += gap_draw.uniform(0.0, wait_s)
-        plan.append(
-            PlannedRequest(
-                index=index,
-                at_s=at_s,
-                prompt=prompt_draw.choice(OPENINGS),
-                num_tokens=num_tokens[index],
-                priority="deferred" if index in deferred else "immediate",
-                seed=seed_draw.randrange(2**31),
-            )
+@dataclass(frozen=True)
+class Workload:
+    """What a plan is drawn from. Requests leave as ``arrivals`` has it within ``duration_s``, or as in ``trace``, or as soon
+    as one of ``users`` is free, or else after gaps uniform in 0..``wait_s``. Prompts are the sentences of OPENINGS where no
+    lengths are given; outputs have lengths from a list or a distribution. A trace's own lengths hold where they are None."""
+
+    count: int = 100
+    seed: int = 0
+    wait_s: float = 1.0
+    arrivals: Arrivals | None = None
+    duration_s: float = 0.0
+    bins: int = 20
+    users: int | None = None
+    trace: tuple[TraceRow, ...] = ()
+    rows_left_out: int = 0  # of the trace
+    speed: float = 1.0
+    prompt_lengths: Shape | None = None
+    output_lengths: Shape | tuple[int, ...] | None = None
+    selection: str = "random"
+    deferred_share: float = 0.0
+    context: int = 512
+
+
+def make_plan(workload: Workload) -> Plan:
+    """Draw it. Exactly ``deferred_share`` of the requests, rounded half up, are deferred; ``descend`` gives the output lengths
+    of ``random``, longest first. Raises ValueError where a parameter will not do."""
+    if workload.trace:
+        workload = replace(workload, trace=workload.trace[: workload.count], count=min(workload.count, len(workload.trace)))
+    count, seed = workload.count, workload.seed
+    times = _times(workload)
+    outputs = _outputs(workload)
+    prompts = _prompt_lengths(workload)
+    pairs = [
+        (prompt, output) if prompt is None else fit(prompt, output, workload.context)
+        for prompt, output in zip(prompts, outputs, strict=True)
+    ]
+    cut = sum(pair != before for pair, before in zip(pairs, zip(prompts, outputs, strict=True), strict=True))
+    notes = [f"{cut} of {count} requests were cut to fit a context of {workload.context} tokens"] if cut else []
+    if workload.rows_left_out:
+        notes.append(f"{workload.rows_left_out} rows of the trace without a prompt or an output were left out")
+
+    prompt_draw, seed_draw = _stream(seed, "prompt"), _stream(seed, "seed")
+    share = math.floor(workload.deferred_share * count + 0.5)
+    deferred = set(_stream(seed, "priority").sample(range(count), share))
+    requests = tuple(
+        PlannedRequest(
+            index=index,
+            at_s=times[index],
+            prompt=prompt_draw.choice(OPENINGS) if prompt is None else words(prompt, prompt_draw),
+            num_tokens=output,
+            priority="deferred" if index in deferred else "immediate",
+            seed=seed_draw.randrange(2**31),
+            prompt_tokens=prompt,
         )
-    return tuple(plan)
+        for index, (prompt, output) in enumerate(pairs)
+    )
+    return Plan(requests, workload.users, _in_words(workload), tuple(notes))
+
+
+def _stream(seed: int, name: str) -> random.Random:
+    """A stream of draws for each property: changing the lengths must not move the send times, and so on."""
+    return random.Random(f"{seed}/{name}")
+
+
+def _numpy_stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng(_stream(seed, name).getrandbits(128))
+
+
+def _times(workload: Workload) -> list[float]:
+    if workload.users:
+        return [0.0] * workload.count
+    if workload.trace:
+        return [row.at_s / workload.speed for row in workload.trace]
+    if workload.arrivals:
+        rng = _numpy_stream(workload.seed, "arrivals")
+        drawn = draw_arrivals(workload.arrivals, workload.count, workload.duration_s, workload.bins, rng)
+        return [round(float(at_s), 9) for at_s in drawn]
+    gap_draw, times = _stream(workload.seed, "gap"), [0.0]
+    while len(times) < workload.count:
+        times.append(times[-1] + gap_draw.uniform(0.0, workload.wait_s))
+    return times
+
+
+def _outputs(workload: Workload) -> list[int]:
+    lengths = workload.output_lengths
+    if lengths is None:
+        outputs = [row.output_tokens for row in workload.trace]
+    elif isinstance(lengths, Shape):
+        outputs = draw_lengths(lengths, workload.count, _numpy_stream(workload.seed, "length"))
+    else:
+        length_draw = _stream(workload.seed, "length")
+        outputs = [length_draw.choice(lengths) for _ in range(workload.count)]
+    return sorted(outputs, reverse=True) if workload.selection == "descend" else outputs
+
+
+def _prompt_lengths(workload: Workload) -> Sequence[int | None]:
+    if workload.prompt_lengths:
+        return draw_lengths(workload.prompt_lengths, workload.count, _numpy_stream(workload.seed, "prompt length"))
+    return [row.prompt_tokens for row in workload.trace] or [None] * workload.count
+
+
+def _in_words(workload: Workload) -> str:
+    if workload.users:
+        times = f"closed loop with {workload.users} users"
+    elif workload.trace:
+        times = "times of a trace" + (f", {workload.speed:g} times as fast" if workload.speed != 1 else "")
+    elif workload.arrivals:
+        times = f"arrivals {workload.arrivals} within {workload.duration_s:g} s"
+    else:
+        times = f"gaps uniform in 0..{workload.wait_s:g} s"
+    outputs = workload.output_lengths
+    if isinstance(outputs, tuple):
+        outputs_said = "one of " + ", ".join(map(str, sorted(set(outputs))))
+    else:
+        outputs_said = str(outputs or "as in the trace")
+    prompts = workload.prompt_lengths or ("as in the trace" if workload.trace else "short sentences")
+    deferred = f", {workload.deferred_share:.0%} deferred" if workload.deferred_share else ""
+    lengths = f"prompts: {prompts}; outputs: {outputs_said} tokens, {workload.selection}"
+    return f"{workload.count} requests{deferred}; {times}; {lengths}; seed {workload.seed}"
+
+
+# ---- the file
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Plain JSON, a request a line."""
+    head = {"plan": FORMAT, "made": plan.made, "notes": plan.notes, "users": plan.users}
+    lines = [json.dumps({key: value for key, value in asdict(request).items() if key != "index"}) for request in plan.requests]
+    text = json.dumps(head)[:-1] + ', "requests": [\n' + ",\n".join(lines) + "\n]}\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan that was written, or made by other means. Raises PlanError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: is not JSON: {error}") from None
+    listed = value.get("requests") if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not listed or value.get("plan") != FORMAT:
+        raise PlanError(f'{path}: is no plan: it must be an object with "plan": {FORMAT} and a list of "requests"')
+    users = value.get("users")
+    if users is not None and not (_whole(users) and users >= 1):
+        raise PlanError(f"{path}: users must be null or a whole number of at least 1, not {users!r}")
+    found = [_read_request(f"{path}, request {number}", entry) for number, entry in enumerate(listed, 1)]
+    ordered = sorted(found, key=lambda request: request.at_s)
+    requests = tuple(replace(request, index=index) for index, request in enumerate(ordered))
+    notes = value.get("notes")
+    return Plan(requests, users, str(value.get("made") or ""), tuple(map(str, notes)) if isinstance(notes, list) else ())
+
+
+def _read_request(place: str, entry: Any) -> PlannedRequest:
+    if not isinstance(entry, dict):
+        raise PlanError(f"{place}: must be an object, not {type(entry).__name__}")
+
+    def check(name: str, good: bool, told: str) -> None:
+        if not good:
+            raise PlanError(f"{place}: {name} must be {told}, not {str(entry.get(name))[:60]!r}")
+
+    at_s: Any = entry.get("at_s")
+    prompt: Any = entry.get("prompt")
+    length: Any = entry.get("prompt_tokens")
+    number = isinstance(at_s, int | float) and not isinstance(at_s, bool)
+    check("at_s", number and 0 <= at_s < math.inf, "a number of seconds from 0 on")
+    check("prompt", isinstance(prompt, str) and bool(prompt), "a text")
+    check("num_tokens", _whole(entry.get("num_tokens")) and entry["num_tokens"] >= 1, "a whole number of at least 1")
+    check("priority", entry.get("priority") in PRIORITIES, " or ".join(PRIORITIES))
+    check("seed", _whole(entry.get("seed")) and entry["seed"] >= 0, "a whole number from 0 on")
+    check("prompt_tokens", length is None or (_whole(length) and length >= 1), "null or a whole number of at least 1")
+    return PlannedRequest(0, float(at_s), prompt, entry["num_tokens"], entry["priority"], entry["seed"], length)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 MODES = ("nobatch", "static", "dynamic", "mixed")
 
@@ -25,6 +26,12 @@ class Stub:
         self.reset_status = 200
         self.stats: dict[str, Any] = example_stats()
         self.seconds_a_token = 0.0
+        self.steps: list[dict[str, Any]] | None = None  # records of GET /steps, which come while requests are answered
+        self.slots = 4
+        self.models = [{"id": "demo"}]
+        self.most_at_once = 0
+        self.under_way = 0
+        self.break_stream_at: int | None = None  # the n-th request's stream ends after its first piece
         self.on_request: Any = None  # called with n
         self.lock = threading.Lock()
         self._server = _Listener(("127.0.0.1", 0), _handler(self))
@@ -73,8 +80,12 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 self._answer(200, {})
             elif not key_is_right:
                 self._answer(401, error("this server wants an API key"))
-            elif call == "POST /inference":
+            elif call in ("POST /inference", "POST /v1/completions"):
                 self._infer(body)
+            elif call == "GET /v1/models":
+                self._answer(200, {"object": "list", "data": stub.models})
+            elif self.path.startswith("/steps"):
+                self._steps()
             elif call == "PUT /mode" and body["mode"] not in MODES:
                 self._answer(400, error(f"no mode {body['mode']}; there are {', '.join(MODES)}"))
             elif self.path == "/mode":
@@ -90,6 +101,15 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 seen = stub.bodies.setdefault(stub.mode, [])
                 seen.append(body)
                 count = len(seen)
+                stub.under_way += 1
+                stub.most_at_once = max(stub.most_at_once, stub.under_way)
+            try:
+                self._serve(body, count)
+            finally:
+                with stub.lock:
+                    stub.under_way -= 1
+
+        def _serve(self, body: dict[str, Any], count: int) -> None:
             if stub.on_request:
                 stub.on_request(count)
             if stub.die_at is not None and count >= stub.die_at:
@@ -99,6 +119,9 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 return
             if count in stub.refuse:
                 self._answer(stub.refuse[count], error("the queue is full"))
+                return
+            if "num_tokens" not in body:
+                self._stream(body, count)
                 return
             seconds = stub.seconds_a_token * body["num_tokens"]
             time.sleep(seconds)
@@ -113,6 +136,33 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                     "mode": stub.mode,
                 },
             )
+
+        def _stream(self, body: dict[str, Any], count: int) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for _ in range(body["max_tokens"]):
+                time.sleep(stub.seconds_a_token)
+                self._event({"choices": [{"index": 0, "text": " quiet", "finish_reason": None}], "usage": None})
+                if count == stub.break_stream_at:
+                    return
+            self._event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}], "usage": None})
+            usage = {"prompt_tokens": len(body["prompt"].split()), "completion_tokens": body["max_tokens"]}
+            self._event({"choices": [], "usage": usage})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _event(self, value: dict[str, Any]) -> None:
+            self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
+
+        def _steps(self) -> None:
+            if stub.steps is None:
+                self._answer(404, error("no such route"))
+                return
+            query = parse_qs(urlsplit(self.path).query)
+            after, limit = int(query["after"][0]), int(query["limit"][0])
+            there = stub.steps if stub.bodies.get(stub.mode) else []
+            chosen = [record for record in there if record["id"] > after][:limit]
+            self._answer(200, {"slots": stub.slots, "limits": {}, "steps": chosen})
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import arguments
 import pytest
-from arguments import parse_arguments
+from arguments import parse_arguments, read_workloads
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,29 @@ from arguments import parse_arguments
         ("--url localhost:8500", "localhost:8500"),
         ("--url http://localhost:port", "localhost:port"),
         ("--mode static", "--mode"),
+        ("--arrivals pareto", "pareto"),
+        ("--arrivals low --wait 1", "--wait"),
+        ("--rate 5", "--arrivals"),
+        ("--arrivals low low", "--arrivals"),
+        ("--arrivals low --rate 0", "--rate"),
+        ("--arrivals low --rate 5 --duration 5", "--duration"),
+        ("--arrivals low --bins 0", "--bins"),
+        ("--arrivals low --bins 1000000", "--bins"),
+        ("--users 0", "--users"),
+        ("--users 3 --arrivals low", "--arrivals"),
+        ("--users 3 --trace t.csv", "--trace"),
+        ("--trace t.csv --rate 3 --arrivals low", "--arrivals"),
+        ("--speed 2", "--trace"),
+        ("--plan p.json --numsamples 5", "--numsamples"),
+        ("--plan p.json --seed=5", "--seed"),
+        ("--output-lengths geometric", "geometric"),
+        ("--output-lengths fixed:tokens=5 --numtokens_range 5", "--numtokens_range"),
+        ("--prompt-lengths fixed:tokens=0", "tokens"),
+        ("--goodput itl:1", "itl"),
+        ("--goodput ttft", "ttft"),
+        ("--goodput ttft:0", "0"),
+        ("--goodput ttft:1 --no-stream", "--no-stream"),
+        ("--prompt Once --numtokens 5 --report r", "--report"),
     ],
 )
 def test_a_bad_argument_is_one_line_naming_it_and_exit_2(line: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +68,7 @@ def test_a_bad_argument_is_one_line_naming_it_and_exit_2(line: str, word: str, c
 
 def test_the_defaults_are_those_of_the_original_project() -> None:
     args = parse_arguments([])
-    assert (args.numsamples, args.wait, args.numtokens_range) == (100, 1.0, [1, 25, 50, 100])
+    assert (args.numsamples, args.wait, read_workloads(args)[""].output_lengths) == (100, 1.0, (1, 25, 50, 100))
     assert (args.selection, args.deferred, args.modes, args.seed) == ("random", 0.0, None, 0)
     assert (args.url, args.api_key) == ("http://127.0.0.1:8500", "")
 
@@ -82,3 +105,18 @@ def test_the_example_env_file_names_what_is_read() -> None:
     example = Path(arguments.__file__).with_name(".env.example").read_text()
     assert "IP=" in example
     assert "API_KEY=" in example
+
+
+@pytest.mark.parametrize(
+    ("line", "stream"),
+    [
+        ("", False),
+        ("--stream", True),
+        ("--report r", True),
+        ("--report r --no-stream", False),
+        ("--goodput ttft:1", True),
+        ("--goodput e2el:1", False),
+    ],
+)
+def test_answers_are_streamed_where_their_first_tokens_time_is_asked_for(line: str, stream: bool) -> None:
+    assert parse_arguments(line.split()).stream is stream

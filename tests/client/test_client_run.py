@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from answers import Answer, ModeRun
 from client_stub import MODES, Stub
-from report import percentile
+from report import table
+from workload import PlannedRequest
 
 from client import main
 
@@ -65,12 +70,9 @@ def test_table_csv_and_plot_are_written(stub: Stub, tmp_path: Path, capsys: pyte
 
 
 def test_throughput_is_per_wall_clock_second_from_the_first_planned_send() -> None:
-    from report import Answer, ModeRun, table
-    from workload import make_plan
-
-    first, second = make_plan(2, 0.0, [10])
+    first, second = (PlannedRequest(i, 0.0, "Once", 10, "immediate", i) for i in range(2))
     run = ModeRun("static", [Answer(first, 0.0, 4.0, tokens=10), Answer(second, 0.0, 5.0, tokens=10)])
-    row = next(line.split() for line in table([run]).splitlines() if line.startswith("static"))
+    row = next(line.split() for line in table([run], {}).splitlines() if line.startswith("static"))
     assert row == ["static", "2", "0", "5.00", "4.0", "0.40", "4.50", "4.50", "4.99", *["-"] * 5]
 
 
@@ -202,7 +204,136 @@ def test_it_runs_as_a_script_from_the_repository_root_and_from_its_own_folder(st
     assert done.stdout.startswith("Once was quiet.")
 
 
-def test_a_percentile_lies_between_its_two_neighbours() -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
-    assert percentile([5.0], 99) == 5.0
-    assert percentile([], 50) is None
+def results(out: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return value
+
+
+def test_streamed_answers_have_the_times_that_their_pieces_came_at(stub: Stub, tmp_path: Path) -> None:
+    stub.seconds_a_token = 0.01
+    flags = ["--numtokens_range", "5", "--prompt-lengths", "fixed:tokens=9", "--modes", "dynamic"]
+    assert go(stub, tmp_path, *flags, "--report", str(tmp_path)) == 0
+    body = stub.bodies["dynamic"][0]
+    assert body.keys() >= {"model", "prompt", "seed", "priority", "stream_options"}
+    assert (body["stream"], body["max_tokens"], body["ignore_eos"], body["temperature"], body["top_k"]) == (
+        True,
+        5,
+        True,
+        0.6,
+        40,
+    )
+    for answer in results(tmp_path)["modes"][0]["answers"]:
+        times = answer["piece_times_s"]
+        assert (len(times), answer["output_tokens"], answer["prompt_tokens"]) == (5, 5, 9)
+        assert answer["planned_s"] + 0.01 < times[0] < times[-1] <= answer["answered_s"]
+        assert answer["tpot_s"] == pytest.approx((answer["answered_s"] - times[0]) / 4, abs=1e-5)
+        assert answer["completion"] == " quiet" * 5
+
+
+def test_a_stream_that_breaks_off_is_an_error_of_that_request_alone(stub: Stub, tmp_path: Path) -> None:
+    stub.break_stream_at = 3
+    assert go(stub, tmp_path, "--stream", "--numtokens_range", "4") == 0
+    assert sorted(row["status"] for row in rows(tmp_path)) == ["connection lost", *["ok"] * 7]
+
+
+def test_a_server_that_cannot_stream_is_one_line_before_anything_is_fired(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.models = []
+    assert go(stub, tmp_path, "--stream") == 1
+    assert "try --no-stream" in capsys.readouterr().err
+    assert stub.bodies == {}
+
+
+def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does(stub: Stub, tmp_path: Path) -> None:
+    stub.seconds_a_token = 0.02
+    flags = ["--url", stub.url, "--out", str(tmp_path), "--numsamples", "8", "--numtokens_range", "5"]
+    assert main([*flags, "--arrivals", "at-once"]) == 0
+    assert stub.most_at_once == 8
+    stub.most_at_once = 0
+    assert main([*flags, "--users", "3"]) == 0
+    assert stub.most_at_once == 3
+    sent = sorted(rows(tmp_path), key=lambda row: float(row["sent_s"]))
+    assert [int(row["request"]) for row in sent] == list(range(8))
+    assert float(sent[3]["planned_s"]) > 0.1, "a user's request is due when the one before was answered"
+
+
+def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> None:
+    made = ["--arrivals", "high", "--duration", "0.2", "--numsamples", "12", "--deferred", "0.5", "--numtokens_range", "2", "7"]
+    assert main([*made, "--plan-only", "--out", str(tmp_path)]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    wanted = sorted((r["seed"], r["prompt"], r["num_tokens"], r["priority"]) for r in plan["requests"])
+    flags = [
+        "--url",
+        stub.url,
+        "--plan",
+        str(tmp_path / "plan.json"),
+        "--out",
+        str(tmp_path / "run"),
+        "--modes",
+        "static,mixed",
+    ]
+    assert main(flags) == 0
+    for mode in ("static", "mixed"):
+        assert sorted((b["seed"], b["prompt"], b["num_tokens"], b["priority"]) for b in stub.bodies[mode]) == wanted
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["requests"] == plan["requests"]
+
+
+def step(id: int, cells: str, **more: Any) -> dict[str, Any]:
+    record = {"id": id, "end": 100 + id / 10, "ms": 100.0, "mode": "static", "cells": cells, "new": [], "gone": []}
+    return record | {"queue": 2, "running": 1, "kv": 0.5, "computed": 1, "tokens": 1, "padding": 0, "why": []} | more
+
+
+def test_a_report_is_one_page_without_network_or_script_with_every_picture_in_it(stub: Stub, tmp_path: Path) -> None:
+    stub.steps = [step(1, "pp", new=[[0, 1, "i", "a"], [1, 2, "d", "b"]]), step(2, "dd"), step(3, "dx")]
+    flags = ["--modes", "static,mixed", "--deferred", "0.5", "--goodput", "ttft:5", "tpot:1", "--report", str(tmp_path)]
+    assert go(stub, tmp_path, *flags) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6
+    assert not re.search(r"<script|<link|https?://(?!127\.0\.0\.1)", page)
+    for name in ("throughput", "slots", "queue", "cdf", "latency", "plan"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("results.csv", "results.json", "plan.json"):
+        assert (tmp_path / name).exists()
+    found = results(tmp_path)["modes"][0]
+    assert found["slots"] == 4
+    assert [record["id"] for record in found["steps"]] == [1, 2, 3]
+    assert found["groups"]["all"]["goodput"] == pytest.approx(found["groups"]["all"]["request_throughput"])
+    assert found["groups"].keys() == {"all", "immediate", "deferred"}
+
+
+def test_without_step_records_the_report_says_so_and_leaves_the_timeline_out(stub: Stub, tmp_path: Path) -> None:
+    assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no step records (GET /steps)" in page
+    assert page.count("data:image/png;base64,") == 5
+    assert not (tmp_path / "slots.png").exists()
+    assert results(tmp_path)["modes"][0]["steps"] is None
+
+
+def test_a_server_that_dies_half_way_leaves_a_report_of_what_came(stub: Stub, tmp_path: Path) -> None:
+    stub.die_at = 5
+    assert go(stub, tmp_path, "--modes", "static,dynamic", "--wait", "0.04", "--report", str(tmp_path)) == 1
+    assert "went away in mode static" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [row["status"] for row in rows(tmp_path)].count("ok") == 4
+
+
+def test_figures_more_than_five_percent_from_the_servers_are_named(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(stub, tmp_path, "--stream") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "of the server's own" in line)
+    assert "TTFT p50" in line
+    assert "the server's 0.021" in line
+
+
+def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: Path) -> None:
+    flags = ["--url", stub.url, "--numsamples", "6", "--arrivals", "low", "medium", "high", "--duration", "0.1"]
+    flags += ["--numtokens_range", "3", "--modes", "nobatch,static", "--report", str(tmp_path)]
+    assert main(flags) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 * 5
+    plans = [json.loads((tmp_path / name / "plan.json").read_text())["requests"] for name in ("low", "medium", "high")]
+    assert len({json.dumps(plan) for plan in plans}) == 3
+    assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]
+    assert len(stub.bodies["static"]) == 18

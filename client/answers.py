@@ -1,0 +1,98 @@
+"""What a run gives: an answer for each request, and a mode's answers with what the server said of itself.
+
+It must not know of HTTP, or of what is made of the figures. Times are seconds from the start of the run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from workload import Plan, PlannedRequest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request. ``piece_times``: when each piece of a streamed text came, usually one token each."""
+
+    request: PlannedRequest
+    sent_s: float
+    done_s: float
+    error: str = ""  # its kind, "" where the request succeeded
+    message: str = ""
+    tokens: int = 0
+    prompt_tokens: int | None = None
+    completion: str = ""
+    finish_reason: str = ""
+    piece_times: tuple[float, ...] = ()
+    server_ttft_s: float | None = None
+    server_latency_s: float | None = None
+    mode: str = ""  # as the server named it: another one where somebody switched during the run
+
+    @property
+    def lag_s(self) -> float:
+        """How late it was sent: the client's fault."""
+        return self.sent_s - self.request.at_s
+
+    @property
+    def latency_s(self) -> float:
+        """E2EL, from the planned send."""
+        return self.done_s - self.request.at_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the planned send to the first piece; None where nothing was streamed."""
+        return self.piece_times[0] - self.request.at_s if self.piece_times else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; undefined for a single one."""
+        return (self.done_s - self.piece_times[0]) / (self.tokens - 1) if self.piece_times and self.tokens > 1 else None
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """ITL: each piece's time after the one before."""
+        return [later - earlier for earlier, later in pairwise(self.piece_times)]
+
+
+@dataclass
+class ModeRun:
+    """The answers of one mode, in the order they came, the server's /stats after the last, and its step records, by the
+    clock of the run; None where it keeps none."""
+
+    mode: str
+    answers: list[Answer] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] | None = None
+    slots: int = 0
+
+    @property
+    def wall_s(self) -> float:
+        """From the first planned send, which is near 0, to the last answer."""
+        return max((answer.done_s for answer in self.answers), default=0.0)
+
+    def of(self, group: str) -> list[Answer]:
+        """The answers to the requests of a priority; to ``all`` of them."""
+        return [answer for answer in self.answers if group in ("all", answer.request.priority)]
+
+    @property
+    def groups(self) -> list[str]:
+        """``all``, and the priorities where there are both."""
+        there = sorted({answer.request.priority for answer in self.answers}, reverse=True)
+        return ["all", *there] if "deferred" in there else ["all"]
+
+
+@dataclass
+class Stream:
+    """A plan, and what it gave in each mode. ``name`` tells several of them apart; it is empty where there is one."""
+
+    name: str
+    plan: Plan
+    runs: list[ModeRun] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Its own within the folder of the results; that folder itself where there is one stream."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name)

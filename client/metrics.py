@@ -1,0 +1,138 @@
+"""The figures of a run in the field's terms, and the server's own beside them, like with like.
+
+It must not know of HTTP, threads or pictures. TTFT, E2EL and goodput count from the planned send, so that a late client cannot
+flatter a slow server; what is compared with the server counts from the actual send. Rates are per wall-clock second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from answers import Answer, ModeRun
+
+LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+STATISTICS = ("mean", "p50", "p90", "p99")
+LIMITS = ("ttft", "tpot", "e2el")  # of goodput, as `vllm bench serve` has them
+APART = 0.05
+LATE_S = 0.010
+
+Distribution = dict[str, float | None]
+
+
+def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, Any]:
+    """All figures of a group of the run's answers, JSON-ready; None where there is nothing to count."""
+    answers = run.of(group)
+    good = [answer for answer in answers if not answer.error]
+    prompts = [n for answer in good if (n := answer.prompt_tokens or answer.request.prompt_tokens) is not None]
+    output = sum(answer.tokens for answer in good)
+    # A priority's rates are shares of the whole run's time, so that they add up to the mode's.
+    wall_s = run.wall_s
+    rates = {
+        "request_throughput": len(good) / wall_s if wall_s else None,
+        "output_token_throughput": output / wall_s if wall_s else None,
+        "total_token_throughput": (output + sum(prompts)) / wall_s if wall_s and len(prompts) == len(good) else None,
+        "goodput": sum(meets(answer, limits) for answer in good) / wall_s if limits and wall_s else None,
+    }
+    counts = {
+        "requests": len(answers),
+        "ok": len(good),
+        "errors": dict(Counter(answer.error for answer in answers if answer.error).most_common()),
+        "wall_s": wall_s,
+        "output_tokens": output,
+    }
+    return counts | rates | {name: distribution(values(good, name)) for name in LATENCIES}
+
+
+def values(answers: Sequence[Answer], name: str) -> list[float]:
+    """The times of one of LATENCIES, one for each answer (for ITL one for each gap) that has it."""
+    good = [answer for answer in answers if not answer.error]
+    if name == "itl":
+        return [gap for answer in good for gap in answer.gaps_s]
+    found = [_latency(answer, name) for answer in good]
+    return [value for value in found if value is not None]
+
+
+def as_the_server_has_it(answers: Sequence[Answer], name: str) -> list[float]:
+    """As ``values``, but from the actual send, and TPOT up to the last piece: a static batch holds the end of an answer
+    back."""
+    good = [answer for answer in answers if not answer.error]
+    if name == "tpot":
+        return [sum(answer.gaps_s) / (answer.tokens - 1) for answer in good if answer.piece_times and answer.tokens > 1]
+    if name in ("ttft", "e2el"):
+        return [value - answer.lag_s for answer in good if (value := _latency(answer, name)) is not None]
+    return values(answers, name)
+
+
+def _latency(answer: Answer, name: str) -> float | None:
+    return {"ttft": answer.ttft_s, "tpot": answer.tpot_s, "e2el": answer.latency_s}[name]
+
+
+def meets(answer: Answer, limits: Mapping[str, float]) -> bool:
+    """Whether it keeps every limit. One that has no such figure, as a single token has no TPOT, cannot break it."""
+    return all((_latency(answer, name) or 0.0) <= limit for name, limit in limits.items())
+
+
+def lag(run: ModeRun) -> Distribution:
+    """How late the requests were sent."""
+    late = [answer.lag_s for answer in run.answers]
+    return distribution(late) | {"max": max(late, default=None)}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure as the client and as the server measured it."""
+
+    name: str
+    client: float
+    server: float
+
+    @property
+    def apart(self) -> float:
+        """The difference as a share of the server's figure."""
+        return (self.client - self.server) / self.server if self.server else math.inf if self.client else 0.0
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.apart) <= APART
+
+
+def beside_the_server(run: ModeRun) -> list[Figure]:
+    """Every figure that both have."""
+    mine = summary(run, "all", {})
+    pairs = [(name.replace("_", " "), mine[name], number(run.stats, name)) for name in mine if name.endswith("_throughput")]
+    for name, shown in LATENCIES.items():
+        client = distribution(as_the_server_has_it(run.answers, name))
+        theirs = "server_ttft" if name == "ttft" else name
+        pairs += [(f"{shown} {s}", client[s], number(run.stats, "latency", "all", theirs, s)) for s in STATISTICS]
+    return [Figure(name, c, s) for name, c, s in pairs if c is not None and s is not None]
+
+
+def distribution(numbers: Sequence[float]) -> Distribution:
+    shares = {f"p{percent}": percentile(numbers, percent) for percent in (50, 90, 99)}
+    return {"mean": fmean(numbers) if numbers else None} | shares
+
+
+def percentile(numbers: Sequence[float], percent: float) -> float | None:
+    """Between the two nearest ranks, linearly; None of nothing."""
+    if not numbers:
+        return None
+    ordered = sorted(numbers)
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def number(stats: Any, *keys: str) -> float | None:
+    """A number in /stats, in which any key may be missing or null."""
+    for key in keys:
+        if not isinstance(stats, dict):
+            return None
+        stats = stats.get(key)
+    good = isinstance(stats, int | float) and not isinstance(stats, bool) and math.isfinite(stats)
+    return float(stats) if good else None

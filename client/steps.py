@@ -1,0 +1,71 @@
+"""The server's step records, read from GET /steps while a run goes on, and put on the run's clock.
+
+The server keeps the last ten thousand or so, which a long run outgrows: so they are fetched as it goes. A server without that
+route is measured without them. It must not know of pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import Any
+
+from answers import ModeRun
+from connection import ClientError, Server
+
+POLL_S = 0.5
+PAGE = 1000  # records a call
+
+
+class StepLog:
+    """Reads on where it stopped. ``there`` turns False at a server that has no step records."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._after = 0
+        self._slots = 0
+        self.there = True
+
+    async def skip(self) -> None:
+        """Past what was before."""
+        while await self._page():
+            pass
+
+    async def follow(self, run: ModeRun, start: float, over: asyncio.Event) -> None:
+        """Fetch records until ``over``; leave them in ``run``, their ``end_s`` on the clock whose 0 is ``start``."""
+        records: list[dict[str, Any]] = []
+        ahead_s = math.inf  # of the run's clock: no record can have been read before its step had ended
+        last = False
+        try:
+            while self.there and not last:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(over.wait(), POLL_S)
+                last = over.is_set()
+                while page := await self._page():
+                    records += page
+                    ahead_s = min(ahead_s, time.perf_counter() - start - page[-1]["end"])
+        except ClientError:
+            pass  # the server is gone or busy: the requests say so
+        finally:
+            if self.there:
+                run.slots = self._slots
+                run.steps = [record | {"end_s": record["end"] + ahead_s} for record in records]
+
+    async def _page(self) -> list[dict[str, Any]]:
+        try:
+            found = await self._server.call("GET", f"/steps?after={self._after}&limit={PAGE}")
+        except ClientError as error:
+            if error.status is None or error.status >= 500:
+                raise
+            self.there = False
+            return []
+        steps, slots = found.get("steps"), found.get("slots")
+        if not isinstance(steps, list) or not isinstance(slots, int):
+            self.there = False
+            return []
+        self._slots = slots
+        if steps:
+            self._after = steps[-1]["id"]
+        return steps

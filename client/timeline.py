@@ -1,0 +1,109 @@
+"""What was in each sequence slot over time, from the server's step records: as numbers, and as a picture of numbers.
+
+It must not know of files, colours' drawing or HTTP. A record's ``cells`` has a character for each slot; see CODES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = 1600  # of a picture
+SHORT_GAP_S = 0.02  # between two steps: planning, and no idleness of slots worth drawing
+
+
+class Code(NamedTuple):
+    label: str
+    colour: str
+
+
+CODES = (
+    Code("empty slot", "#F4F4F4"),
+    Code("decoding, immediate request", "#0072B2"),
+    Code("decoding, deferred request", "#7CC4EE"),
+    Code("prompt (prefill)", "#222222"),
+    Code("computed again after a preemption", "#CC79A7"),
+    Code("wasted: finished, keeps its slot", "#E69F00"),
+    Code("holds its slot, gets nothing", "#B8B8B8"),
+)
+EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE = range(len(CODES))
+CELLS = {"d": IMMEDIATE, "p": PREFILL, "r": AGAIN, "x": WASTED, "w": IDLE}
+TICKS = (PREFILL, AGAIN)  # short, and drawn at least one column wide
+
+
+class Timeline:
+    """The steps of one mode; ``end_s`` in them is on the clock of the run."""
+
+    def __init__(self, steps: Sequence[Mapping[str, Any]], slots: int) -> None:
+        self._ends = np.array([step["end_s"] for step in steps])
+        self._seconds = np.array([step["ms"] / 1e3 for step in steps])
+        self._cells = _codes(steps, slots)
+        self._preempted = sum(how == "p" for step in steps for _, how in step.get("gone", ()))
+
+    @cached_property
+    def used(self) -> int:
+        """How many slots, from the first, were ever taken."""
+        taken = np.flatnonzero((self._cells != EMPTY).any(axis=0))
+        return int(taken[-1]) + 1 if len(taken) else 0
+
+    @cached_property
+    def codes(self) -> set[int]:
+        """Which of CODES occur."""
+        return set(np.unique(self._cells).tolist())
+
+    @cached_property
+    def wasted(self) -> float:
+        """Of the time for which slots were held, the share in which the row in it had finished; 0 where none was held."""
+        held = ((self._cells != EMPTY) * self._seconds[:, None]).sum()
+        return float(((self._cells == WASTED) * self._seconds[:, None]).sum() / held) if held else 0.0
+
+    @cached_property
+    def mean_held(self) -> float:
+        """Slots in use, on average over the time in which anything was computed."""
+        whole = self._seconds.sum()
+        return float(((self._cells != EMPTY) * self._seconds[:, None]).sum() / whole) if whole else 0.0
+
+    def story(self) -> str:
+        """In a line."""
+        if not len(self._ends):
+            return "no steps"
+        preempted = f", {self._preempted} preemptions" if self._preempted else ""
+        return f"{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
+
+    def picture(self, last_s: float, slots: int) -> NDArray[np.uint8]:
+        """[slots, COLUMNS]: what each slot held at that time, from 0 to ``last_s``; short prompts are at least a column
+        wide."""
+        picture = np.full((slots, COLUMNS), EMPTY, dtype=np.uint8)
+        if not len(self._ends):
+            return picture
+        width = min(slots, self._cells.shape[1])
+        starts = self._ends - self._seconds
+        before = np.concatenate([[-np.inf], self._ends[:-1]])
+        starts = np.where(starts - before < max(SHORT_GAP_S, last_s / COLUMNS), before, starts)
+        middles = (np.arange(COLUMNS) + 0.5) * last_s / COLUMNS
+        step = np.searchsorted(self._ends, middles)
+        inside = step < len(self._ends)
+        inside[inside] &= starts[step[inside]] <= middles[inside]
+        picture[:width, inside] = self._cells[step[inside], :width].T
+        places = np.clip(self._ends / last_s * COLUMNS, 0, COLUMNS - 1).astype(int)
+        for code in TICKS:
+            rows, cells = np.nonzero(self._cells[:, :width] == code)
+            picture[cells, places[rows]] = code
+        return picture
+
+
+def _codes(steps: Sequence[Mapping[str, Any]], slots: int) -> NDArray[np.uint8]:
+    """[steps, slots] of CODES."""
+    table = np.full((len(steps), slots), EMPTY, dtype=np.uint8)
+    deferred = np.zeros(slots, dtype=bool)
+    for row, step in zip(table, steps, strict=True):
+        for slot, _serial, kind, _id in step.get("new", ()):
+            deferred[slot] = kind == "d"
+        cells = step["cells"][:slots]
+        row[: len(cells)] = [CELLS.get(cell, EMPTY) for cell in cells]
+        row[(row == IMMEDIATE) & deferred] = DEFERRED
+    return table
