@@ -21,6 +21,7 @@ PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+MAX_VIEWERS = 64  # of /events; each holds a thread
 
 
 class SettingError(Exception):
@@ -122,8 +123,8 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """Each waiting request blocks one HTTP thread."""
-        return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM
+        """Each waiting request and each viewer blocks one HTTP thread."""
+        return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM + MAX_VIEWERS
 
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""

@@ -18,6 +18,7 @@ from batching.policy import Limits, Policy
 from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import Executor
+from batching.step_log import StepLog
 from batching.step_time import Probe
 
 log = logging.getLogger("batchlab")
@@ -163,6 +164,18 @@ class BatchingLoop:
     def mode(self) -> dict[str, Any]:
         """The mode in force and its parameters."""
         return describe_policy(self._driver.scheduler.policy if self._driver else self._policy)
+
+    @property
+    def steps(self) -> StepLog:
+        """The records of the steps. Raises Unavailable."""
+        return self._available(draining=True).steps
+
+    def now(self) -> dict[str, Any]:
+        """The engine as it stands, for who watches it between steps. Raises Unavailable."""
+        scheduler = self._available(draining=True).scheduler
+        kv = round(1 - scheduler.blocks.num_free / scheduler.blocks.num_blocks, 4)
+        queue = scheduler.num_waiting + self._submitted
+        return {"mode": self.mode["mode"], "queue": queue, "running": scheduler.num_resident, "kv": kv}
 
     def stats(self) -> dict[str, Any]:
         """The driver's summary, and the queue as it stands. Raises Unavailable."""
