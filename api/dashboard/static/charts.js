@@ -2,7 +2,7 @@
 // which defines `Plotly`). Must not know where the records come from.
 
 const WINDOW_S = 60, BIN_S = 0.5;
-const COLOURS = { static: "#d1495b", dynamic: "#2a7fba", mixed: "#3a8a5f", orca: "#8a5fb0", nobatch: "#8a7a5f" };
+const HELD_BINS = 4; // a figure stands for so many bins without a step; then nothing runs
 const METRICS = { ttft: 1, tpot: 2, e2el: 3 }; // places in an answered request's figures
 
 export class Charts {
@@ -38,7 +38,7 @@ export class Charts {
       line(x, over((b) => b.queue), "waiting", this.accent, "solid"),
       line(x, over((b) => b.running), "in a slot", this.ink, "dot"),
     ]);
-    this.plot("kv", "% of the KV blocks", [area(x, over((b) => b.kv && 100 * b.kv), "in use", this.accent)], [0, 100]);
+    this.plot("kv", "% of the KV blocks", [area(x, over((b) => 100 * b.kv), "in use", this.accent)], [0, 100]);
     this.latencies(recording, end, metric, since);
     const last = recording.steps[end - 1]?.record;
     if (last) {
@@ -61,8 +61,8 @@ export class Charts {
       const values = names.map((name) => percentile(modes.get(name), rank) / 1000);
       if (values.length) texts.push(names.map((name, j) => `${name} p${rank} ${values[j].toFixed(2)} s`).join(", "));
       return {
-        type: "bar", name: `p${rank}`, x: names, y: values, text: values.map(short), textposition: "auto",
-        marker: { color: names.map((name) => COLOURS[name] ?? this.accent), opacity: 1 - 0.28 * i, pattern: { shape: ["", "/", "x"][i] } },
+        type: "bar", name: `p${rank}`, x: names, y: values, text: values.map(short), textposition: "outside", textangle: 0, cliponaxis: false,
+        marker: { color: this.accent, opacity: 1 - 0.28 * i, line: { color: this.ink, width: 1 } },
       };
     });
     this.plot("latency", "seconds", traces, null, { barmode: "group" });
@@ -73,11 +73,11 @@ export class Charts {
     const overTime = name !== "latency";
     const axis = { gridcolor: this.grid, zerolinecolor: this.grid, automargin: true };
     const layout = {
-      margin: { l: 8, r: 8, t: 8, b: 8 },
+      margin: { l: 8, r: 8, t: 34, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: this.ink, family: "system-ui, sans-serif", size: this.size },
-      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       xaxis: overTime ? { ...axis, range: [-WINDOW_S, 0], title: { text: "seconds ago" }, tickvals: [-60, -40, -20, 0], ticktext: [60, 40, 20, 0] } : { ...axis, type: "category" },
       yaxis: { ...axis, rangemode: "tozero", title: { text: unit }, ...(range ? { range } : {}) },
       showlegend: true,
@@ -100,11 +100,20 @@ function inBins(recording, end, until) {
     bin.running ??= record.running;
     bin.kv ??= record.kv;
   }
+  for (const name of ["queue", "running", "kv"]) fillGaps(bins, name);
   return bins;
 }
 
+function fillGaps(bins, name) {
+  let known = 0, age = Infinity;
+  for (const bin of bins) {
+    if (bin[name] === null) bin[name] = ++age <= HELD_BINS ? known : 0;
+    else [known, age] = [bin[name], 0];
+  }
+}
+
 function line(x, y, name, color, dash) {
-  return { type: "scatter", mode: "lines", x, y, name, line: { color, dash, width: 2.5, shape: "hv" }, connectgaps: false };
+  return { type: "scatter", mode: "lines", x, y, name, line: { color, dash, width: 2.5, shape: "hv" } };
 }
 
 function area(x, y, name, color, shape = "") {

@@ -104,7 +104,7 @@ function step(by) {
 function showPaused() {
   const paused = viewed !== null;
   $("pause").setAttribute("aria-pressed", String(paused));
-  $("pause").textContent = paused ? "▶ Go on" : "⏸ Pause";
+  $("pause").textContent = paused ? "Go on" : "Pause";
   $("live").disabled = !paused && shown === live;
   document.body.classList.toggle("paused", paused);
 }

@@ -2,7 +2,7 @@
 // and only new columns are drawn. Must not know where the records come from.
 
 const ROW_MAX = 26; // CSS pixels
-const WARM = [28, 44, 60, 84, 108, 36, 52, 72, 96, 20]; // hues of immediate requests
+const WARM = [26, 44, 68, 92, 34, 54, 78, 104, 39, 60]; // hues of immediate requests
 const COOL = [205, 250, 180, 285, 228, 165, 268, 192, 300, 218]; // and of deferred ones
 
 export const KIND_NAMES = {
@@ -19,7 +19,7 @@ export class Timeline {
     this.cells = cells;
     this.bands = bands;
     this.frame = scroller;
-    this.zoom = 6; // CSS pixels a column
+    this.zoom = 3; // CSS pixels a column
     this.recording = null;
     this.end = 0; // index behind the last column that is drawn
     this.stale = true; // all of it has to be drawn anew
@@ -80,7 +80,8 @@ export class Timeline {
     this.fills = new Map();
     const slots = this.recording?.slots ?? 1;
     const width = Math.max(50, this.frame.clientWidth);
-    const height = Math.min(620, Math.max(260, innerHeight * 0.55));
+    const below = innerHeight - (this.cells.getBoundingClientRect().top + scrollY) - 40; // to be seen without scrolling
+    const height = Math.min(900, Math.max(260, below));
     this.columnWidth = Math.max(1, Math.round(this.zoom * ratio));
     this.rowHeight = Math.max(1, Math.min(Math.round(ROW_MAX * ratio), Math.floor((height * ratio) / slots)));
     resize(this.cells, Math.round(width * ratio), this.rowHeight * slots, ratio);
@@ -157,7 +158,7 @@ export class Timeline {
     if (!fill) {
       const hue = (cls === "d" ? COOL : WARM)[serial % 10], grey = key === "?";
       const tone = (saturation, light) => `hsl(${hue} ${grey ? 0 : saturation}% ${light}%)`;
-      fill = this.dark ? { light: tone(62, 46), strong: tone(85, 80) } : { light: tone(78, 66), strong: tone(80, 27) };
+      fill = this.dark ? { light: tone(62, 46), strong: tone(85, 80) } : { light: tone(66, 68), strong: tone(80, 27) };
       this.fills.set(key, fill);
     }
     return fill;
