@@ -107,7 +107,7 @@ class Settings:
         0.0, _number(0, 3.6e6), "time between tokens to keep; default: 4 times a full decode step, measured at start"
     )
     api_key: str = _setting("", _key, "asked of every call but /health")
-    teacher_key: str = _setting("", _key, "with it set, only it may switch modes and reset statistics")
+    teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     data_dir: str = _setting("data", str, "where files and batches are kept; one server at a time")

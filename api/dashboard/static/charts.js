@@ -20,6 +20,7 @@ export class Charts {
     this.ink = colour("--ink");
     this.grid = colour("--grid");
     this.accent = colour("--accent");
+    this.ranks = [this.accent, colour("--second"), colour("--third")];
     this.waste = colour("--waste-ink");
     this.size = parseFloat(css.fontSize) * 0.85;
   }
@@ -62,7 +63,7 @@ export class Charts {
       if (values.length) texts.push(names.map((name, j) => `${name} p${rank} ${values[j].toFixed(2)} s`).join(", "));
       return {
         type: "bar", name: `p${rank}`, x: names, y: values, text: values.map(short), textposition: "outside", textangle: 0, cliponaxis: false,
-        marker: { color: this.accent, opacity: 1 - 0.28 * i, line: { color: this.ink, width: 1 } },
+        marker: { color: this.ranks[i], line: { color: this.ink, width: 1 } },
       };
     });
     this.plot("latency", "seconds", traces, null, { barmode: "group" });

@@ -138,13 +138,14 @@ function update() {
   const time = isLive && clock !== null ? clock + performance.now() / 1000 : (last?.end ?? 0);
   charts.draw(shown, end, time, $("metric").value, shown === live ? since : -Infinity);
   const from = Math.max(0, end - timeline.columns);
+  const begin = beginOfMode(from, end);
   const state = isLive && now ? now : last;
-  const second = stepsOfLast(end, time, 2);
+  const recent = isLive && clock === null ? [] : stepsOfLast(end, time, 2);
   $("fact-mode").textContent = state?.mode ?? "–";
   $("fact-busy").textContent = state ? `${state.running} of ${shown.slots}` : "–";
-  $("fact-wasted").textContent = end ? percent(shown.wasted(from, end)) : "–";
+  $("fact-wasted").textContent = end ? percent(shown.wasted(begin, end)) : "–";
   $("fact-queue").textContent = state?.queue ?? "–";
-  $("fact-tokens").textContent = Math.round(second.reduce((sum, one) => sum + one.tokens, 0) / 2);
+  $("fact-tokens").textContent = Math.round(recent.reduce((sum, one) => sum + one.tokens, 0) / 2);
   $("fact-kv").textContent = state ? percent(state.kv) : "–";
   $("fact-step").textContent = last ? `${last.ms.toFixed(1)} ms` : "–";
   if (isLive && last && !now) showMode(last.mode);
@@ -155,7 +156,7 @@ function update() {
   slider.setAttribute("aria-valuetext", last ? `step ${last.id} of ${shown.last}` : "no steps yet");
   const span = end > from ? last.end - shown.steps[from].record.end : 0;
   $("window").textContent = last ? `steps ${shown.steps[from].record.id} to ${last.id}, ${span.toFixed(1)} s` : "no steps yet: fire a burst";
-  $("cells").setAttribute("aria-label", summary(state, from, end));
+  $("cells").setAttribute("aria-label", summary(state, begin, end));
   showReasons(end);
 }
 
@@ -163,6 +164,13 @@ function stepsOfLast(end, time, seconds) {
   const found = [];
   for (let i = end - 1; i >= 0 && shown.steps[i].record.end > time - seconds; i--) found.push(shown.steps[i].record);
   return found;
+}
+
+// Where the last stretch of steps in one mode begins, as far as it is in the picture.
+function beginOfMode(from, end) {
+  let begin = end;
+  while (begin > from && shown.steps[begin - 1].record.mode === shown.steps[end - 1].record.mode) begin--;
+  return begin;
 }
 
 function summary(state, from, end) {
@@ -176,7 +184,7 @@ function showReasons(end) {
   for (let i = end - 1; i >= Math.max(0, end - 1500) && found.length < MAX_REASONS; i--) {
     const { id, why } = shown.steps[i].record;
     for (const [request, text] of why) {
-      const key = request + text;
+      const key = text.startsWith("waits") ? text : request + text; // of all that wait for the same, the latest
       if (!seen.has(key) && found.length < MAX_REASONS) found.push({ id, request, text });
       seen.add(key);
     }

@@ -85,7 +85,7 @@ export class Timeline {
     this.columnWidth = Math.max(1, Math.round(this.zoom * ratio));
     this.rowHeight = Math.max(1, Math.min(Math.round(ROW_MAX * ratio), Math.floor((height * ratio) / slots)));
     resize(this.cells, Math.round(width * ratio), this.rowHeight * slots, ratio);
-    resize(this.bands, Math.round(width * ratio), Math.round(30 * ratio), ratio);
+    resize(this.bands, Math.round(width * ratio), Math.round(1.9 * parseFloat(style.fontSize) * ratio), ratio);
   }
 
   drawColumn(x, step) {
@@ -170,7 +170,7 @@ export class Timeline {
     const { width, height } = this.bands;
     const steps = this.recording.steps;
     pen.clearRect(0, 0, width, height);
-    pen.font = `600 ${Math.round(15 * ratio)}px system-ui, sans-serif`;
+    pen.font = `600 ${Math.round(height / 2)}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
     let i = Math.max(0, end - this.columns);
     while (i < end) {
