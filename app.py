@@ -17,7 +17,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, errors, files, metrics, openai, teaching
+from api import auth, batches, burst, dashboard, errors, files, metrics, openai, teaching, watching
 from api.completion import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -50,6 +50,9 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.register_blueprint(openai.blueprint)
     app.register_blueprint(files.blueprint)
     app.register_blueprint(batches.blueprint)
+    app.register_blueprint(watching.blueprint)
+    app.register_blueprint(burst.blueprint)
+    app.register_blueprint(dashboard.blueprint)
     return app
 
 

@@ -21,6 +21,7 @@ PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+MAX_VIEWERS = 64  # of /events; each holds a thread
 
 
 class SettingError(Exception):
@@ -106,7 +107,7 @@ class Settings:
         0.0, _number(0, 3.6e6), "time between tokens to keep; default: 4 times a full decode step, measured at start"
     )
     api_key: str = _setting("", _key, "asked of every call but /health")
-    teacher_key: str = _setting("", _key, "with it set, only it may switch modes and reset statistics")
+    teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     data_dir: str = _setting("data", str, "where files and batches are kept; one server at a time")
@@ -122,8 +123,8 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """Each waiting request blocks one HTTP thread."""
-        return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM
+        """Each waiting request and each viewer blocks one HTTP thread."""
+        return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM + MAX_VIEWERS
 
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""

@@ -14,6 +14,7 @@ from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.stats import Stats
 from batching.step import Executor, Step, StepResult
+from batching.step_log import StepLog
 from batching.step_time import Probe
 
 Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
@@ -32,6 +33,7 @@ class Driver:
     ) -> None:
         self.scheduler = scheduler
         self.stats = Stats(clock())
+        self.steps = StepLog(scheduler.limits.max_batch_size)
         self._clock = clock
         self._on_answer = on_answer
         self._log = log
@@ -105,8 +107,13 @@ class Driver:
             self._depose(error, now)
             step = None
         self._hand_out()
+        self.steps.publish()
         if step:
-            self.stats.on_step(step, self.scheduler.limits.num_blocks - self.scheduler.blocks.num_free)
+            scheduler, blocks = self.scheduler, self.scheduler.blocks
+            in_use = blocks.num_blocks - blocks.num_free
+            self.stats.on_step(step, in_use)
+            mode, kv = mode_of(scheduler.policy), in_use / blocks.num_blocks
+            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv)
         return step
 
     def complete(self, result: StepResult) -> None:
@@ -116,6 +123,7 @@ class Driver:
         times = {"started": result.started, "ended": result.ended}
         self._write("result", step=result.step_id, **times, tokens=dict(result.tokens), stopped=stopped, error=error)
         self.stats.on_result(result, continued)
+        self.steps.on_result(result, len(continued))
         for req in continued:
             self._on_token(req)
         self._hand_out()
@@ -127,6 +135,7 @@ class Driver:
     def _hand_out(self) -> None:
         for req in self.scheduler.take_answered():
             self.stats.on_answer(req)
+            self.steps.on_answer(req)
             self._on_answer(req)
 
     def _write(self, kind: str, **fields: Any) -> None:

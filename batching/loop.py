@@ -18,6 +18,7 @@ from batching.policy import Limits, Policy
 from batching.request import Refused, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import Executor
+from batching.step_log import StepLog
 from batching.step_time import Probe
 from batching.totals import Totals
 
@@ -164,6 +165,11 @@ class BatchingLoop:
     def mode(self) -> dict[str, Any]:
         """The mode in force and its parameters."""
         return describe_policy(self._driver.scheduler.policy if self._driver else self._policy)
+
+    @property
+    def steps(self) -> StepLog:
+        """The records of the steps. Raises Unavailable."""
+        return self._available(draining=True).steps
 
     def stats(self) -> dict[str, Any]:
         """The driver's summary, and the queue as it stands. Raises Unavailable."""

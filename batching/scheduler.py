@@ -4,7 +4,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
@@ -157,6 +157,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def resident(self) -> Sequence[Request]:
+        """Who holds a seat, in order of admission."""
+        return self._resident
 
     @property
     def num_resident(self) -> int:

@@ -67,6 +67,10 @@ class Server:
     def client(self) -> FlaskClient:
         return self._app.test_client()
 
+    @property
+    def extensions(self) -> dict[str, Any]:
+        return self._app.extensions
+
     def ask(self, prompt: str = "The king", num_tokens: int = 1, **fields: Any) -> TestResponse:
         return self.client.post("/inference", json={"prompt": prompt, "num_tokens": num_tokens, **fields})
 

@@ -1,0 +1,112 @@
+// The step records that the page holds, live or from a file, and who sat in which slot at each of them.
+// Must not know the page.
+
+export const KEPT = 10000;
+const MAX_REQUESTS = 20000;
+const KINDS = "dprxw.";
+
+export class Recording {
+  constructor(slots, limits = {}) {
+    this.slots = slots;
+    this.limits = limits;
+    this.steps = []; // {record, owners: serial number by slot, counts: cells by kind}
+    this.requests = new Map(); // by serial number: {cls, id}
+    this.owners = new Int32Array(slots);
+  }
+
+  get length() {
+    return this.steps.length;
+  }
+
+  get first() {
+    return this.steps.length ? this.steps[0].record.id : 0;
+  }
+
+  get last() {
+    return this.steps.length ? this.steps[this.steps.length - 1].record.id : 0;
+  }
+
+  // The place of a step, or of the nearest one that is held.
+  indexOf(id) {
+    return Math.max(0, Math.min(this.steps.length - 1, id - this.first));
+  }
+
+  // Takes records in order of their ids. A smaller id means that the server was started anew: what was held is dropped.
+  add(records) {
+    for (const record of records) {
+      if (record.id <= this.last) {
+        if (this.steps[this.indexOf(record.id)].record.end === record.end) continue;
+        this.steps = [];
+        this.owners = new Int32Array(this.slots);
+        this.requests.clear();
+      }
+      for (const [slot] of record.gone) this.owners[slot] = 0;
+      for (const [slot, serial, cls, id] of record.new) {
+        this.owners[slot] = serial;
+        this.requests.set(serial, { cls, id });
+      }
+      this.steps.push({ record, owners: this.owners.slice(), counts: count(record.cells) });
+    }
+    if (this.steps.length > KEPT) this.steps.splice(0, this.steps.length - KEPT);
+    for (const serial of this.requests.keys()) {
+      if (this.requests.size <= MAX_REQUESTS) break;
+      this.requests.delete(serial);
+    }
+  }
+
+  // Of the slots that were held in steps [from, to), the share that computed nothing but padding.
+  wasted(from, to) {
+    let padded = 0, held = 0;
+    for (let i = from; i < to; i++) {
+      const counts = this.steps[i].counts;
+      padded += counts.x;
+      held += counts.d + counts.p + counts.r + counts.x + counts.w;
+    }
+    return held ? padded / held : 0;
+  }
+
+  toJSON() {
+    return { slots: this.slots, limits: this.limits, steps: this.steps.map((step) => step.record) };
+  }
+
+  // A recording out of what toJSON gave, or GET /steps. Throws an Error that names what will not do.
+  static from(value) {
+    const slots = value?.slots;
+    if (!Number.isInteger(slots) || slots < 1 || slots > 4096) throw new Error("slots: must be a whole number from 1 to 4096");
+    if (!Array.isArray(value.steps) || !value.steps.length) throw new Error("steps: must be a list of at least one record");
+    value.steps.forEach((record, i) => check(record, slots, i));
+    const recording = new Recording(slots, value.limits ?? {});
+    recording.add(value.steps.slice(-KEPT));
+    return recording;
+  }
+}
+
+function count(cells) {
+  const counts = { d: 0, p: 0, r: 0, x: 0, w: 0, ".": 0 };
+  for (const cell of cells) counts[cell]++;
+  return counts;
+}
+
+function check(record, slots, i) {
+  const fail = (field, told) => {
+    throw new Error(`steps[${i}].${field}: ${told}`);
+  };
+  if (typeof record !== "object" || record === null) throw new Error(`steps[${i}]: must be an object`);
+  for (const field of ["id", "end", "ms", "queue", "running", "kv", "computed", "tokens", "padding"]) {
+    if (!Number.isFinite(record[field])) fail(field, "must be a number");
+  }
+  if (typeof record.mode !== "string") fail("mode", "must be a text");
+  const cells = record.cells;
+  if (typeof cells !== "string" || cells.length > slots || [...cells].some((cell) => !KINDS.includes(cell))) {
+    fail("cells", `must be at most ${slots} of the characters ${KINDS}`);
+  }
+  for (const [field, length] of [["new", 4], ["gone", 2], ["why", 2]]) {
+    const rows = record[field];
+    if (!Array.isArray(rows) || !rows.every((row) => Array.isArray(row) && row.length >= length)) {
+      fail(field, `must be a list of lists of ${length}`);
+    }
+    if (field !== "why" && rows.some(([slot]) => !(Number.isInteger(slot) && slot >= 0 && slot < slots))) {
+      fail(field, `slots go from 0 to ${slots - 1}`);
+    }
+  }
+}

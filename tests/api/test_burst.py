@@ -1,0 +1,78 @@
+"""POST /burst: many requests at once, made by the server, the same ones each time."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from api.burst import read_burst
+from batching.loop import Engine
+from batching.request import Priority
+
+from .conftest import PATIENCE_S, Gate, Server
+from .server_process import wait_for
+
+GOOD = {"requests": 12, "prompt_tokens": [4, 9], "num_tokens": [2, 7], "deferred": 0.25}
+
+
+def test_a_burst_is_answered_at_once_and_runs_to_the_end(server: Server) -> None:
+    assert server.client.post("/burst", json=GOOD).get_json() == {"taken": 12, "refused": 0}
+    wait_for(lambda: server.stats()["requests_finished"] == 12, PATIENCE_S, "all of the burst")
+    latency = server.stats()["latency"]
+    assert (latency["deferred"]["requests"], latency["immediate"]["requests"]) == (3, 9)
+
+
+def test_a_burst_larger_than_the_queue_says_how_many_were_refused(serve: Any, gate: Gate) -> None:
+    server = serve(max_queue=10)
+    gate.close()
+    answer = server.client.post("/burst", json=GOOD | {"requests": 50}).get_json()
+    assert answer["taken"] + answer["refused"] == 50
+    assert 10 <= answer["taken"] < 50
+
+
+def test_the_same_burst_has_the_same_requests(engine: Engine) -> None:
+    def shown(body: dict[str, Any]) -> list[tuple]:
+        return [(r.tokens, r.max_tokens, r.priority, r.sampling) for r in read_burst(body, engine, 0.0)]
+
+    assert shown(GOOD) == shown(GOOD)
+    assert shown(GOOD) != shown(GOOD | {"seed": 1})
+
+
+def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
+    requests = read_burst(GOOD | {"requests": 200}, engine, 5.0)
+    assert {req.prompt_len for req in requests} == {4, 9}
+    assert {req.max_tokens for req in requests} == {2, 7}
+    assert Counter(req.priority for req in requests) == {Priority.DEFERRED: 50, Priority.IMMEDIATE: 150}
+    assert {req.arrival for req in requests} == {5.0}
+    assert len({req.id for req in requests}) == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("requests", 0, "between 1 and 2000"),
+        ("requests", 2001, "between 1 and 2000"),
+        ("requests", None, "between 1 and 2000"),
+        ("prompt_tokens", [], "a list of up to 32"),
+        ("prompt_tokens", [1] * 33, "a list of up to 32"),
+        ("prompt_tokens", [0], "between 1 and 511"),
+        ("num_tokens", "8", "between 1 and 511"),
+        ("num_tokens", [True], "between 1 and 511"),
+        ("num_tokens", 510, "at most 512"),
+        ("deferred", 1.1, "between 0 and 1"),
+        ("seed", -1, "between 0 and"),
+        ("length", 5, "there are: requests"),
+    ],
+)
+def test_a_field_that_will_not_do_is_named_with_its_limit(server: Server, field: str, value: Any, limit: str) -> None:
+    response = server.client.post("/burst", json=GOOD | {field: value})
+    assert response.status_code == 400
+    assert response.get_json()["error"]["param"] == field
+    assert limit in response.get_json()["error"]["message"]
+
+
+def test_only_the_teacher_fires_bursts(serve: Any) -> None:
+    server = serve(teacher_key="chalk")
+    assert server.client.post("/burst", json=GOOD).status_code == 403
+    with_key = server.client.post("/burst", json=GOOD, headers={"Authorization": "Bearer chalk"})
+    assert with_key.status_code == 200
