@@ -135,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="A",
-        help="instead of --wait, one or several: low, medium or high bursts; OUTER/INNER, as in zipf:a=1.2/uniform; gamma:burstiness=0.5; "
-        "constant; at-once",
+        help="instead of --wait, one or several: low, medium or high bursts; OUTER/INNER, as in zipf:a=1.2/uniform; "
+        "gamma:burstiness=0.5; constant; at-once",
     )
     add("--rate", type=_positive, metavar="R", help=f"with --arrivals: requests a second on average (default {RATE:g})")
     add("--duration", type=_positive, metavar="S", help="with --arrivals: seconds, instead of --rate")

@@ -226,7 +226,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, float], about: str, stopped: str = "") -> str:
-    """report.html, and for each stream its pictures, and results.json with every figure; a line that says so. Raises OSError."""
+    """report.html, and for each stream its pictures and all figures in results.json; a line that says so. Raises OSError."""
     told = [stopped] if stopped else []
     if not any(run.steps for stream in streams for run in stream.runs):
         told.append("the server has no step records (GET /steps), so that there is no timeline of its slots")
