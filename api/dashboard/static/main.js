@@ -143,7 +143,9 @@ function update() {
   const recent = isLive && clock === null ? [] : stepsOfLast(end, time, 2);
   $("fact-mode").textContent = state?.mode ?? "–";
   $("fact-busy").textContent = state ? `${state.running} of ${shown.slots}` : "–";
-  $("fact-wasted").textContent = end ? percent(shown.wasted(begin, end)) : "–";
+  const wasted = end ? shown.wasted(begin, end) : 0;
+  $("fact-wasted").textContent = end ? percent(wasted) : "–";
+  $("fact-wasted").classList.toggle("some", wasted > 0);
   $("fact-queue").textContent = state?.queue ?? "–";
   $("fact-tokens").textContent = Math.round(recent.reduce((sum, one) => sum + one.tokens, 0) / 2);
   $("fact-kv").textContent = state ? percent(state.kv) : "–";
