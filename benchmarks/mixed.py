@@ -258,7 +258,7 @@ def draw(runs: Sequence[Run], slo_s: float, path: Path) -> None:
     between.set(xscale="log", xlabel="seconds between tokens")
     for axis in (first, between):
         axis.grid(alpha=0.3)
-    between.legend(loc="lower right")
+    first.legend(*between.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.68, 0.3))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")
