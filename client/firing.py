@@ -73,6 +73,7 @@ class _Firing:
             for request in turn:
                 await asyncio.wait({self._begin(replace(request, at_s=self._now()))})
 
+        await asyncio.sleep(max(0.0, -self._now()))
         await asyncio.gather(*(user() for _ in range(users)))
 
     def _begin(self, request: PlannedRequest) -> asyncio.Task[None]:

@@ -92,7 +92,7 @@ def test_a_preempted_request_leaves_its_slot_and_computes_again_under_its_own_nu
     steps = run(Dynamic(), [Request("A", [0] * 7, 5), Request("B", [0] * 7, 5)], num_blocks=4)
     assert cells(steps)[:6] == ["pp", "dd", "d", "d", "d", "r"]
     assert steps[2]["gone"] == [[1, "p"]]
-    assert steps[2]["why"] == [["B", "preempted: request A needs its KV blocks"]]
+    assert steps[2]["why"] == [["B", "preempted: others need its KV blocks"]]
     assert steps[5]["gone"] == [[0, "f"]]
     assert steps[5]["new"] == [[0, 2, "i", "B"]]
     assert cells(steps)[6:] == ["d", "d"]
