@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # a trace, a plan or a distribution that will not do
         print(f"client.py: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return 0
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C")
 
@@ -145,20 +148,24 @@ def _show_and_write(streams: Sequence[Stream], args: argparse.Namespace, stopped
     stats = streams[0].runs[0].stats
     parts = [f"{key} {stats[key]}" for key in ("model", "weights", "vocabulary", "device", "dtype") if key in stats]
     about = args.url + (f": {', '.join(parts)}" if parts else "")
-    print(about)
     folder = args.report or args.out
-    for stream in streams:
-        print(f"{stream.plan.made or f'a plan of {len(stream.plan.requests)} requests'}, the same in every mode")
-        print(f"\n{table(stream.runs, args.goodput)}\n")
-        for line in warnings(stream.runs):
-            print(f"warning: {line}")
-        with _written_in(folder):
-            (folder / stream.folder).mkdir(exist_ok=True)
-            write_plan(folder / stream.folder / "plan.json", stream.plan)
-            print(write_results(folder / stream.folder, stream.runs))
-    if args.report:
-        with _written_in(folder):
-            print(write_report(folder, streams, args.goodput, about, stopped))
+    written: list[str] = []
+    try:
+        with _written_in(folder):  # before the tables: whoever reads those may stop reading, as `head` does
+            for stream in streams:
+                (folder / stream.folder).mkdir(exist_ok=True)
+                write_plan(folder / stream.folder / "plan.json", stream.plan)
+                written.append(write_results(folder / stream.folder, stream.runs))
+            if args.report:
+                written.append(write_report(folder, streams, args.goodput, about, stopped))
+    finally:
+        print(about)
+        for stream in streams:
+            print(f"{stream.plan.made or f'a plan of {len(stream.plan.requests)} requests'}, the same in every mode")
+            print(f"\n{table(stream.runs, args.goodput)}\n")
+            for line in warnings(stream.runs):
+                print(f"warning: {line}")
+        print("\n".join(written), flush=True)
 
 
 async def ask_once(args: argparse.Namespace) -> int:

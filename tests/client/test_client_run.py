@@ -170,6 +170,29 @@ def test_ctrl_c_keeps_what_came(stub: Stub, tmp_path: Path) -> None:
     assert 1 <= len(rows(tmp_path)) < 8
 
 
+def test_a_reader_who_stops_reading_the_tables_costs_no_results(stub: Stub, tmp_path: Path) -> None:
+    """As `| head` does, at the first byte."""
+    script = Path(__file__).parents[2] / "client" / "client.py"
+    flags = ["--url", stub.url, "--report", tmp_path, "--numsamples", "4", "--wait", "0", "--no-stream"]
+    with subprocess.Popen([sys.executable, script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        shown = run.stderr.read()
+    assert run.returncode == 0
+    assert "Error" not in shown
+    assert (tmp_path / "report.html").exists()
+    assert len(rows(tmp_path)) == 4
+
+
+def test_results_that_cannot_be_written_are_still_shown(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.csv").mkdir()
+    assert go(stub, tmp_path) == 1
+    shown = capsys.readouterr()
+    assert "output" in shown.out
+    assert "cannot write the results" in shown.err
+
+
 def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_fired(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
