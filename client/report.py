@@ -298,7 +298,7 @@ h3 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem }
 .scroll { overflow-x: auto } img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; white-space: nowrap }
 td, th { padding: 0.15rem 0.55rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left }
+td:first-child, th:first-child { text-align: left; white-space: pre }
 th { border-bottom: none; font-weight: 600 }
 tr.head:last-of-type th { border-bottom: 2px solid #333 }
 .warning { border-left: 4px solid #d55e00; background: #fdf1e7; padding: 0.5rem 0.8rem }

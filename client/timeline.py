@@ -71,7 +71,8 @@ class Timeline:
         """In a line."""
         if not len(self._ends):
             return "no steps"
-        preempted = f", {self._preempted} preemptions" if self._preempted else ""
+        times = "1 preemption" if self._preempted == 1 else f"{self._preempted} preemptions"
+        preempted = f", {times}" if self._preempted else ""
         return f"{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
 
     def picture(self, last_s: float, slots: int) -> NDArray[np.uint8]:

@@ -195,7 +195,7 @@ def _in_words(workload: Workload) -> str:
     elif workload.trace:
         times = "times of a trace" + (f", {workload.speed:g} times as fast" if workload.speed != 1 else "")
     elif workload.arrivals:
-        times = f"arrivals {workload.arrivals} within {workload.duration_s:g} s"
+        times = f"arrivals {workload.arrivals} within {round(workload.duration_s, 2):g} s"
     else:
         times = f"gaps uniform in 0..{workload.wait_s:g} s"
     outputs = workload.output_lengths
