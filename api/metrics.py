@@ -1,7 +1,7 @@
 """GET /metrics: what the engine has counted since it started, in the form that Prometheus reads.
 
 Where vLLM has a name for the same thing it is used, so that dashboards made for vLLM show this server too; what only this
-server has is called batchlab:... docs/metrics.md says what each means. Must not count anything: `batching/totals.py` does.
+server has is called batchlab_... docs/metrics.md says what each means. Must not count anything: `batching/totals.py` does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,13 +30,13 @@ COUNTERS = (  # the last word, _total, is added where they are written out
     ("vllm:num_preemptions", "preemptions", "Requests that lost their seat and KV blocks, to be computed again."),
     ("vllm:prompt_tokens", "prompt_tokens", "Prompt tokens of requests that have got their first token."),
     ("vllm:generation_tokens", "output_tokens", "Tokens generated."),
-    ("batchlab:steps", "steps", "Steps (iterations) of the engine."),
-    ("batchlab:busy_seconds", "busy_s", "Time during which a step was computed."),
-    ("batchlab:computed_tokens", "computed_tokens", "Tokens computed: prompts, decodes, and what is computed again."),
-    ("batchlab:recomputed_tokens", "recomputed_tokens", "Tokens computed again after a preemption."),
-    ("batchlab:padding_tokens", "padding_tokens", "Padding computed beside them: the rectangle of a static batch."),
-    ("batchlab:graph_padding_rows", "graph_padding_rows", "Rows added to fill up a CUDA graph."),
-    ("batchlab:promotions", "promotions", "Deferred requests that became immediate, so as not to starve or be late."),
+    ("batchlab_steps", "steps", "Steps (iterations) of the engine."),
+    ("batchlab_busy_seconds", "busy_s", "Time during which a step was computed."),
+    ("batchlab_computed_tokens", "computed_tokens", "Tokens computed: prompts, decodes, and what is computed again."),
+    ("batchlab_recomputed_tokens", "recomputed_tokens", "Tokens computed again after a preemption."),
+    ("batchlab_padding_tokens", "padding_tokens", "Padding computed beside them: the rectangle of a static batch."),
+    ("batchlab_graph_padding_rows", "graph_padding_rows", "Rows added to fill up a CUDA graph."),
+    ("batchlab_promotions", "promotions", "Deferred requests that became immediate, so as not to starve or be late."),
 )
 HISTOGRAMS = (  # by priority
     ("vllm:time_to_first_token_seconds", "first_token", "From a request's arrival to its first token."),
@@ -54,7 +54,7 @@ GAUGES = (
     ("vllm:num_requests_running", "running", "Requests that hold a sequence slot."),
     ("vllm:num_requests_waiting", "queue_depth", "Requests that wait for one."),
     ("vllm:kv_cache_usage_perc", "kv_use", "Share of the KV blocks in use, 0 to 1."),
-    ("batchlab:kv_blocks", "kv_blocks", "KV blocks there are."),
+    ("batchlab_kv_blocks", "kv_blocks", "KV blocks there are."),
 )
 
 Values = Mapping[Any, float]  # by the values of the labels, a tuple
@@ -103,7 +103,7 @@ class Snapshot(Collector):
             "vllm:request_success", "Requests finished, by what ended them.", finished, "priority", "finished_reason"
         )
         errors = {(code,): counts.errors[code] for code in (*STATUS, *counts.errors)}
-        yield self._counter("batchlab:request_errors", "Requests not served, by the error's code.", errors, "code")
+        yield self._counter("batchlab_request_errors", "Requests not served, by the error's code.", errors, "code")
 
     def _histograms(self) -> Iterator[Metric]:
         for name, attribute, help in HISTOGRAMS:
@@ -113,21 +113,21 @@ class Snapshot(Collector):
         for size, steps in self.totals.counts.batch_sizes.items():
             sizes.observe(size, steps)
         yield self._histogram("vllm:iteration_tokens_total", "Tokens computed in a step, padding left out.", {(): step_tokens})
-        yield self._histogram("batchlab:batch_size", "Requests computed together in a step.", {(): sizes})
+        yield self._histogram("batchlab_batch_size", "Requests computed together in a step.", {(): sizes})
 
     def _gauges(self) -> Iterator[Metric]:
         for name, key, help in GAUGES:
             yield self._gauge(name, help, {(): self.state[key]})
-        yield self._gauge("batchlab:sequence_slots", "Sequence slots there are.", {(): self.slots})
+        yield self._gauge("batchlab_sequence_slots", "Sequence slots there are.", {(): self.slots})
         limit_ms = self.mode["params"].get("tbt_slo_ms") or self.state["tbt_slo_ms"]
         yield self._gauge(
-            "batchlab:tbt_limit_seconds", "The limit on the time between tokens, for mixed.", {(): limit_ms / 1e3}
+            "batchlab_tbt_limit_seconds", "The limit on the time between tokens, for mixed.", {(): limit_ms / 1e3}
         )
         in_force = self.mode["mode"]
         modes = {(name,): float(name == in_force) for name in (*POLICIES, in_force)}
-        yield self._gauge("batchlab:mode", "1 for the mode in force, 0 for the others.", modes, "mode")
+        yield self._gauge("batchlab_mode", "1 for the mode in force, 0 for the others.", modes, "mode")
         batches = {(): self.unfinished_batches}
-        yield self._gauge("batchlab:batches_unfinished", "Batches of /v1/batches that have not ended.", batches)
+        yield self._gauge("batchlab_batches_unfinished", "Batches of /v1/batches that have not ended.", batches)
 
     # Each takes its values by their labels, to which the model's name is added, as vLLM has it.
 

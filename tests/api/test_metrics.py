@@ -84,18 +84,18 @@ def test_the_figures_are_those_of_stats(serve: Callable[..., Server], gate: Gate
     assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * 7
     stats, found = server.stats(), scrape(server)
     assert found["vllm:generation_tokens_total"] == stats["total-tokens-handled"]
-    assert found["batchlab:steps_total"] == stats["steps"]
-    assert found["batchlab:computed_tokens_total"] == stats["tokens_computed"]
+    assert found["batchlab_steps_total"] == stats["steps"]
+    assert found["batchlab_computed_tokens_total"] == stats["tokens_computed"]
     assert found["vllm:num_preemptions_total"] == stats["preemptions"]
-    assert found.get("batchlab:request_errors_total", code="queue_full") == stats["errors"]["queue_full"] == 1
+    assert found.get("batchlab_request_errors_total", code="queue_full") == stats["errors"]["queue_full"] == 1
     assert found.get("vllm:request_success_total", finished_reason="length") == 6
     assert found.get("vllm:request_success_total", finished_reason="stop") == 1
     assert found["vllm:kv_cache_usage_perc"] == stats["kv_use"] == 0
     assert (found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]) == (0, 0)
-    assert found["batchlab:sequence_slots"] == 4
-    assert found["batchlab:kv_blocks"] == stats["kv_blocks"]
-    assert found["batchlab:tbt_limit_seconds"] == pytest.approx(stats["tbt_slo_ms"] / 1e3)
-    assert found["batchlab:batch_size_sum"] == pytest.approx(stats["mean_batch_size"] * stats["steps"])
+    assert found["batchlab_sequence_slots"] == 4
+    assert found["batchlab_kv_blocks"] == stats["kv_blocks"]
+    assert found["batchlab_tbt_limit_seconds"] == pytest.approx(stats["tbt_slo_ms"] / 1e3)
+    assert found["batchlab_batch_size_sum"] == pytest.approx(stats["mean_batch_size"] * stats["steps"])
     for kind in ("immediate", "deferred"):
         latency = stats["latency"][kind]
         assert found.get("vllm:request_success_total", priority=kind) == latency["requests"]
@@ -123,7 +123,7 @@ def test_the_histograms_of_requests_count_those_that_finished(server: Server) ->
     assert found["vllm:inter_token_latency_seconds_count"] == 1 + 29
     assert found["vllm:request_generation_tokens_sum"] == found["vllm:generation_tokens_total"] == 33
     assert found["vllm:request_prompt_tokens_sum"] == found["vllm:prompt_tokens_total"]
-    assert found["vllm:iteration_tokens_total_count"] == found["batchlab:batch_size_count"] == found["batchlab:steps_total"]
+    assert found["vllm:iteration_tokens_total_count"] == found["batchlab_batch_size_count"] == found["batchlab_steps_total"]
 
 
 def test_nothing_falls_when_statistics_are_reset_and_the_mode_is_switched(server: Server) -> None:
@@ -143,8 +143,8 @@ def test_nothing_falls_when_statistics_are_reset_and_the_mode_is_switched(server
 def test_the_mode_in_force_is_the_one_that_is_1(server: Server) -> None:
     assert server.client.put("/mode", json={"mode": "mixed", "params": {"tbt_slo_ms": 250}}).status_code == 200
     found = scrape(server)
-    assert {name: found.get("batchlab:mode", mode=name) for name in POLICIES} == {name: name == "mixed" for name in POLICIES}
-    assert found["batchlab:tbt_limit_seconds"] == 0.25, "the policy's own"
+    assert {name: found.get("batchlab_mode", mode=name) for name in POLICIES} == {name: name == "mixed" for name in POLICIES}
+    assert found["batchlab_tbt_limit_seconds"] == 0.25, "the policy's own"
 
 
 def test_a_batch_is_unfinished_until_it_has_ended(server: Server, gate: Gate) -> None:
@@ -155,16 +155,16 @@ def test_a_batch_is_unfinished_until_it_has_ended(server: Server, gate: Gate) ->
     file = server.client.post("/v1/files", data=data).get_json()["id"]
     wanted = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "1h"}
     assert server.client.post("/v1/batches", json=wanted).status_code == 200
-    assert scrape(server)["batchlab:batches_unfinished"] == 1
+    assert scrape(server)["batchlab_batches_unfinished"] == 1
     gate.open()
-    wait_for(lambda: scrape(server)["batchlab:batches_unfinished"] == 0, PATIENCE_S, "the batch has ended")
+    wait_for(lambda: scrape(server)["batchlab_batches_unfinished"] == 0, PATIENCE_S, "the batch has ended")
 
 
 def test_the_names_have_their_colon_whatever_format_prometheus_prefers(server: Server) -> None:
     prefers = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
     response = server.client.get("/metrics", headers=prefers)
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
-    assert Scrape(parse(response.text)).names == scrape(server).names >= {"vllm:generation_tokens_total", "batchlab:mode"}
+    assert Scrape(parse(response.text)).names == scrape(server).names >= {"vllm:generation_tokens_total", "batchlab_mode"}
 
 
 def test_a_key_is_asked_for_as_everywhere(serve: Callable[..., Server]) -> None:
@@ -238,7 +238,7 @@ def test_whatever_happens_no_counter_falls_and_all_agree_in_the_end(events: list
     assert_none_fell(before, end)
     served = [req for req in answered if req.error is None]
     assert end["vllm:request_success_total"] == end["vllm:e2e_request_latency_seconds_count"] == len(served)
-    assert end["batchlab:request_errors_total"] == len(answered) - len(served)
+    assert end["batchlab_request_errors_total"] == len(answered) - len(served)
     assert end["vllm:generation_tokens_total"] == sum(len(req.output) for req in answered)
     assert end["vllm:prompt_tokens_total"] == sum(req.prompt_len for req in answered if req.output)
     assert end["vllm:time_to_first_token_seconds_count"] == sum(bool(req.output) for req in answered)
@@ -246,7 +246,7 @@ def test_whatever_happens_no_counter_falls_and_all_agree_in_the_end(events: list
     assert tokens == end["vllm:generation_tokens_total"]
     queued = sum(req.admitted_at - req.arrival for req in served)
     assert end["vllm:request_queue_time_seconds_sum"] == pytest.approx(queued)
-    assert end["vllm:iteration_tokens_total_sum"] == end["batchlab:computed_tokens_total"]
+    assert end["vllm:iteration_tokens_total_sum"] == end["batchlab_computed_tokens_total"]
 
 
 def test_buckets_count_all_that_lies_under_their_bound() -> None:
@@ -271,14 +271,14 @@ def test_what_may_come_is_there_from_the_start_with_zero() -> None:
     for reason in ("length", "stop"):
         for kind in ("immediate", "deferred", "promoted"):
             assert found.get("vllm:request_success_total", finished_reason=reason, priority=kind) == 0
-    assert found.get("batchlab:request_errors_total", code="queue_full") == 0
+    assert found.get("batchlab_request_errors_total", code="queue_full") == 0
 
 
 def test_a_policy_that_is_not_registered_is_shown_as_the_mode_too() -> None:
     class Mine(Policy):
         pass
 
-    assert shown(Driver(Scheduler(Mine(), LIMITS), VirtualClock(), lambda req: None)).get("batchlab:mode", mode="Mine") == 1
+    assert shown(Driver(Scheduler(Mine(), LIMITS), VirtualClock(), lambda req: None)).get("batchlab_mode", mode="Mine") == 1
 
 
 # What is drawn and written about them.
@@ -337,5 +337,5 @@ def test_the_description_names_what_is_given_and_nothing_else(server: Server) ->
     given_names = {s.name for f in scrape(server).families for s in f.samples if f.type != "histogram"}
     given_names |= {f.name for f in scrape(server).families if f.type == "histogram"}
     given_names = {name for name in given_names if not name.startswith("process_")}
-    described = set(re.findall(r"`((?:vllm|batchlab):\w+)`", (DOCS / "metrics.md").read_text()))
+    described = set(re.findall(r"`((?:vllm:|batchlab_)\w+)`", (DOCS / "metrics.md").read_text()))
     assert described == given_names
