@@ -38,6 +38,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
         self._sequence = count()  # decides between equal deadlines
         self._under_way: dict[int, Step] = {}
+        self._untold: list[Plan] = []  # that decided something and computed nothing: the next step tells of it
         self._answered: list[Request] = []
         self._next_id = 0
         self._empty_plans = 0
@@ -229,15 +230,20 @@ class Scheduler:
             self._vacate(req)
         self._settle(now)
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
+        plans = [*self._untold, plan]
         if not rows:
+            self._untold = plans if plan.preempt or plan.promote else self._untold
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
             self.wake_at = now if plan.release or plan.preempt else min(deadlines + wake_at, default=None)
             return None
         self._next_id += 1
-        released, preempted = tuple(r.id for r in plan.release), tuple(r.id for r in plan.preempt)
-        promoted = tuple(r.id for r in plan.promote)
-        step = Step(self._next_id, rows, now, released, preempted, promoted, plan.reasons)
+        self._untold = []
+        released = tuple(r.id for r in plan.release)
+        preempted = tuple(r.id for plan in plans for r in plan.preempt)
+        promoted = tuple(r.id for plan in plans for r in plan.promote)
+        reasons = {id: why for plan in plans for id, why in plan.reasons.items()}
+        step = Step(self._next_id, rows, now, released, preempted, promoted, reasons)
         self._under_way[self._next_id] = step
         return step
 
