@@ -5,7 +5,7 @@ overcommit blocks, seats or tokens; what it cannot express breaks a rule and rai
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
@@ -286,12 +286,14 @@ class Policy:
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> "Policy":
-        """Build the policy from `k=v` strings or JSON values. Raises ValueError naming the parameter."""
+        """Build the policy from `k=v` strings or JSON values: numbers, and names for those that are a `str`. Raises ValueError
+        naming the parameter."""
         known = {f.name: f for f in fields(cls.Params)}
         for name in arguments:
             if name not in known:
                 raise ValueError(f"{name}: no such parameter; there are: {', '.join(known) or 'none'}")
-        values = {name: _number(name, value) for name, value in arguments.items()}
+        read = {name: _name if known[name].type in (str, "str") else _number for name in arguments}
+        values = {name: read[name](name, value) for name, value in arguments.items()}
         return cls(cls.Params(**values))
 
 
@@ -300,6 +302,18 @@ def too_large(columns: int, limits: Limits) -> str | None:
         return None
     capacity = limits.num_blocks * limits.block_size
     return f"needs {columns} columns of KV memory, the engine has {capacity}"
+
+
+def check_name(param: str, name: str, names: Collection[str]) -> None:
+    """For the `__post_init__` of parameters that are chosen by name. Raises ValueError naming the choices."""
+    if name not in names:
+        raise ValueError(f"{param}: must be one of {', '.join(names)}, not {name[:60]!r}")
+
+
+def _name(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: must be a name, not {value!r}")
+    return value
 
 
 def _number(name: str, value: Any) -> float:

@@ -77,6 +77,7 @@ class Request:
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
     num_logprobs: int | None = None  # of how many alternatives; None: no log probabilities at all
     prompt_logprobs: bool = False  # those of the prompt's tokens too
+    output_len: int | None = None  # tokens after which it will stop, where a workload knows; only oracles look at it
 
     # The books.
     prompt_len: int = field(init=False)

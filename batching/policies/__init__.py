@@ -4,6 +4,7 @@ from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.orca import Orca
+from batching.policies.sequence import SequenceScheduling
 from batching.policies.static import Static
 from batching.policy import Policy
 
@@ -13,6 +14,7 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": Orca,
     "dynamic": Dynamic,
     "mixed": Mixed,
+    "sequence": SequenceScheduling,
 }
 
 
