@@ -16,6 +16,13 @@ class Priority(str, Enum):
     DEFERRED = "deferred"
 
 
+class Lane(Enum):
+    """Where a step is computed. Lanes compute side by side where the engine can (`Limits.lanes`); else they take turns."""
+
+    MAIN = "main"
+    PREFILL = "prefill"  # a second lane for prompts (Flover)
+
+
 class State(Enum):
     """Finished, answered and released are three events: a static batch holds its finished rows, answers and seats."""
 
