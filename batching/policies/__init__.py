@@ -1,6 +1,7 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
 from batching.policies.dynamic import Dynamic
+from batching.policies.flover import Flover
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.orca import Orca
@@ -15,6 +16,7 @@ POLICIES: dict[str, type[Policy]] = {
     "dynamic": Dynamic,
     "mixed": Mixed,
     "sequence": SequenceScheduling,
+    "flover": Flover,
 }
 
 
