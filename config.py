@@ -97,7 +97,7 @@ class Settings:
     )
     device: str = _setting("auto", _one_of("auto", "cpu", "cuda"), "auto: the GPU if there is one")
     max_batch_size: int = _setting(0, _whole(1, 4096), "sequence slots; default: 64 on a CPU, 256 on a GPU")
-    batch_timeout_ms: float = _setting(50.0, _number(0, 60_000), "static: how long a batch may wait to fill up")
+    batch_timeout_ms: float = _setting(50.0, _number(0, 60_000), "static, sequence: how long a batch may wait to fill up")
     token_budget: int = _setting(512, _whole(1, 1 << 20), "tokens an iteration, for policies that chunk prompts")
     max_queue: int = _setting(1024, _whole(1, 100_000), "waiting requests; beyond it 429")
     kv_memory_gb: float | None = _setting(

@@ -5,13 +5,13 @@ overcommit blocks, seats or tokens; what it cannot express breaks a rule and rai
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 from batching.blocks import blocks_for
-from batching.request import Request, State
+from batching.request import Lane, Request, State
 from batching.step_time import Load, StepTime
 
 
@@ -28,6 +28,7 @@ class Limits:
     num_blocks: int = 1024
     max_queue: int = 1024
     tbt_slo_ms: float = 200.0  # time between tokens to keep where a policy's own parameters name none
+    lanes: int = 1  # that compute side by side, each one step at a time; with 1 all steps take turns
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
@@ -38,6 +39,8 @@ class Limits:
             raise ValueError(f"tbt_slo_ms: must be more than 0, not {self.tbt_slo_ms}")
         if self.token_budget < self.max_batch_size:
             raise ValueError(f"token_budget: must be at least max_batch_size ({self.max_batch_size}), not {self.token_budget}")
+        if self.lanes > len(Lane):
+            raise ValueError(f"lanes: must be at most {len(Lane)}, not {self.lanes}")
         least = max(self.max_context, self.max_batch_size)
         if self.max_prefill_tokens < least:
             raise ValueError(f"max_prefill_tokens: must be at least {least}, not {self.max_prefill_tokens}")
@@ -54,6 +57,7 @@ class View(NamedTuple):
     free_blocks: int
     free_seats: int
     step_time: StepTime  # what a step will take, learned from the steps so far
+    busy: Collection[Lane] = ()  # lanes with a step under way; never any where lanes take turns
 
 
 class PlanError(Exception):
@@ -82,6 +86,7 @@ class Plan(NamedTuple):
     promote: tuple[Request, ...]
     wake_at: float | None
     reasons: dict[str, str]  # by request id
+    lane: Lane
 
 
 REFUSALS = {
@@ -89,7 +94,7 @@ REFUSALS = {
     "time": "waits: the step has no time left under the limit between tokens",
     "seats": "waits: all sequence slots are taken",
     "blocks": "waits: too few KV blocks are free",
-    "in flight": "waits: the step it was preempted from is still under way",
+    "in flight": "waits: a step that computes it is still under way",
 }
 
 
@@ -100,6 +105,7 @@ class Planner:
     time_limit_s: float | None = None  # for what `run` chooses from here on; what is asked for exactly is not held to it
     keep_blocks, keep_seats = 0, 0  # that `run` leaves free from here on
     refusal: str | None = None  # what the last `run` lacked, one of REFUSALS; None if it granted
+    lane = Lane.MAIN  # in which the whole step is computed
 
     def __init__(self, view: View, budget: int | None = None) -> None:
         """`budget` in tokens, padding included; by default the view's `token_budget`."""
@@ -163,8 +169,8 @@ class Planner:
             return "tokens"
         if count < 1:
             return "time"
-        if req.state is State.WAITING and req.in_flight:
-            return "in flight"  # a preempted request with a step under way waits for its token
+        if req.in_flight and (req.state is State.WAITING or self._view.limits.lanes > 1):
+            return "in flight"  # preempted, it waits for its token; or the other lane computes it
         if req.state is State.WAITING and self.free_seats <= self.keep_seats:
             return "seats"
         return "blocks" if blocks and blocks > self.free_blocks - self.keep_blocks else None
@@ -186,6 +192,7 @@ class Planner:
         self._rule(req not in self._preempt, "one decision a request", req)
         work = self._work.pop(req, None)
         self._rule(work is not None or req.state is State.RESIDENT, "only admitted requests are preempted", req)
+        self._rule(not req.in_flight or self._view.limits.lanes == 1, "what the other lane computes is not preempted", req)
         if work:
             self.budget += work.count + work.pad
             self.load = Load.of((other.count, other.req.num_computed) for other in self._work.values())
@@ -235,7 +242,8 @@ class Planner:
     def plan(self, view: View) -> Plan:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
         lists = tuple(self._release), tuple(self._preempt), tuple(self._promote)
-        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, self._refused | self._reasons)
+        reasons = self._refused | self._reasons
+        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, reasons, self.lane)
         freed = [*plan.preempt, *filter(may_free, plan.release)]
         blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
         joining = sum(work.req.state is State.WAITING for work in plan.work)
@@ -245,6 +253,7 @@ class Planner:
             (sum(plan.blocks.values()) <= blocks, "no more blocks than are free"),
             (joining <= view.free_seats + len(freed), "no more requests than there are seats"),
             (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
+            (not plan.work or plan.lane not in view.busy, "a lane computes one step at a time"),
         ):
             if not kept:
                 raise PlanError(rule, f"{tokens} tokens, {joining} joining, {sum(plan.blocks.values())} of {blocks} blocks")
@@ -273,6 +282,7 @@ class Policy:
     """A scheme: which requests get how many tokens in the next step. One instance serves one scheduler."""
 
     Params: ClassVar[type] = NoParams  # a frozen dataclass that checks itself (ValueError naming the field)
+    lanes: ClassVar[tuple[Lane, ...]] = (Lane.MAIN,)  # for which it plans steps; asked when one of them is not busy
 
     def __init__(self, params: Any = None) -> None:
         self.params = self.Params() if params is None else params
@@ -286,12 +296,14 @@ class Policy:
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> "Policy":
-        """Build the policy from `k=v` strings or JSON values. Raises ValueError naming the parameter."""
+        """Build the policy from `k=v` strings or JSON values: numbers, and names for those that are a `str`. Raises ValueError
+        naming the parameter."""
         known = {f.name: f for f in fields(cls.Params)}
         for name in arguments:
             if name not in known:
                 raise ValueError(f"{name}: no such parameter; there are: {', '.join(known) or 'none'}")
-        values = {name: _number(name, value) for name, value in arguments.items()}
+        read = {name: _name if known[name].type in (str, "str") else _number for name in arguments}
+        values = {name: read[name](name, value) for name, value in arguments.items()}
         return cls(cls.Params(**values))
 
 
@@ -300,6 +312,18 @@ def too_large(columns: int, limits: Limits) -> str | None:
         return None
     capacity = limits.num_blocks * limits.block_size
     return f"needs {columns} columns of KV memory, the engine has {capacity}"
+
+
+def check_name(param: str, name: str, names: Collection[str]) -> None:
+    """For the `__post_init__` of parameters that are chosen by name. Raises ValueError naming the choices."""
+    if name not in names:
+        raise ValueError(f"{param}: must be one of {', '.join(names)}, not {name[:60]!r}")
+
+
+def _name(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: must be a name, not {value!r}")
+    return value
 
 
 def _number(name: str, value: Any) -> float:

@@ -61,4 +61,5 @@ def _request(record: Mapping[str, Any], stopped: set[str]) -> Request:
         record["due"],
         SamplingParams(**record["sampling"]),
         stop=lambda req: req.id in stopped,
+        output_len=record["output_len"],
     )

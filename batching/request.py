@@ -16,6 +16,13 @@ class Priority(str, Enum):
     DEFERRED = "deferred"
 
 
+class Lane(Enum):
+    """Where a step is computed. Lanes compute side by side where the engine can (`Limits.lanes`); else they take turns."""
+
+    MAIN = "main"
+    PREFILL = "prefill"  # a second lane for prompts (Flover)
+
+
 class State(Enum):
     """Finished, answered and released are three events: a static batch holds its finished rows, answers and seats."""
 
@@ -77,6 +84,7 @@ class Request:
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
     num_logprobs: int | None = None  # of how many alternatives; None: no log probabilities at all
     prompt_logprobs: bool = False  # those of the prompt's tokens too
+    output_len: int | None = None  # tokens after which it will stop, where a workload knows; only oracles look at it
 
     # The books.
     prompt_len: int = field(init=False)

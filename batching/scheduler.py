@@ -13,7 +13,7 @@ from batching.blocks import BlockPool
 from batching.policies import mode_of
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free
-from batching.request import Refused, Request, RequestError, State
+from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
 from batching.step_time import Load, StepTime
 
@@ -38,10 +38,11 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
         self._sequence = count()  # decides between equal deadlines
         self._under_way: dict[int, Step] = {}
+        self._untold: list[Plan] = []  # that decided something and computed nothing: the next step tells of it
         self._answered: list[Request] = []
         self._next_id = 0
         self._empty_plans = 0
-        self._last_ended = -inf
+        self._last_ended = dict.fromkeys(Lane, -inf)
 
     # What comes in.
 
@@ -98,7 +99,7 @@ class Scheduler:
         self._take_over(now)
         view = self._view()
         self.wake_at = None
-        if not (view.waiting or self._resident):
+        if not (view.waiting or self._resident) or all(lane in view.busy for lane in self.policy.lanes):
             return None
         try:
             plan = self.policy.schedule(view, now).plan(view)
@@ -127,8 +128,8 @@ class Scheduler:
         self._settle(result.ended)
         if result.error is None:
             load = Load.of((row.count + row.pad, row.start) for row in step.rows)
-            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended))
-        self._last_ended = result.ended
+            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended[step.lane]))
+        self._last_ended[step.lane] = result.ended
         return continued
 
     def depose(self, error: PlanError, now: float) -> str:
@@ -175,10 +176,12 @@ class Scheduler:
 
     def _view(self) -> View:
         resident = [req for req in self._resident if req.state is State.RESIDENT]
-        done = [req for req in self._resident if req.state is State.DONE]
+        in_order = self.limits.lanes == 1  # else what is freed too early could be written in the other lane
+        done = [req for req in self._resident if req.state is State.DONE and (in_order or not req.in_flight)]
         seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
         waiting = () if self._switches else tuple(self._waiting)
-        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time)
+        busy = () if in_order else {step.lane for step in self._under_way.values()}
+        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time, busy)
 
     def _keep_deadline(self, deadline: float, req: Request) -> None:
         heappush(self._deadlines, (deadline, next(self._sequence), req))
@@ -229,15 +232,21 @@ class Scheduler:
             self._vacate(req)
         self._settle(now)
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
+        plans = [*self._untold, plan]
         if not rows:
+            self._untold = plans if plan.preempt or plan.promote else self._untold
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
             self.wake_at = now if plan.release or plan.preempt else min(deadlines + wake_at, default=None)
             return None
         self._next_id += 1
-        released, preempted = tuple(r.id for r in plan.release), tuple(r.id for r in plan.preempt)
-        promoted = tuple(r.id for r in plan.promote)
-        step = Step(self._next_id, rows, now, released, preempted, promoted, plan.reasons)
+        self._untold = []
+        released = tuple(r.id for r in plan.release)
+        preempted = tuple(r.id for plan in plans for r in plan.preempt)
+        promoted = tuple(r.id for plan in plans for r in plan.promote)
+        reasons = {id: why for plan in plans for id, why in plan.reasons.items()}
+        lane = Lane.MAIN if self.limits.lanes == 1 else plan.lane
+        step = Step(self._next_id, rows, now, released, preempted, promoted, reasons, lane)
         self._under_way[self._next_id] = step
         return step
 

@@ -1,14 +1,15 @@
 """What passes between the scheduler and an executor: a step to compute, and its result.
 
-An executor runs the steps in the order of their submission, each seeing the KV writes of the ones before. That order is
-what allows the next plan to hand out the blocks of a request whose last token is still under way.
+An executor runs the steps of a lane in the order of their submission, each seeing the KV writes of the ones before. That order
+is what allows the next plan to hand out the blocks of a request whose last token is still under way. Between lanes that compute
+side by side there is no order, so there a request belongs to one step at a time.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batching.request import Logprob, Request
+from batching.request import Lane, Logprob, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Step:
     preempted: tuple[str, ...] = ()
     promoted: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    lane: Lane = Lane.MAIN
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +54,7 @@ class Step:
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted, self.promoted
+        return rows, self.released, self.preempted, self.promoted, self.lane
 
 
 @dataclass(frozen=True)
@@ -78,5 +80,5 @@ class Executor(Protocol):
     def submit(self, step: Step) -> None: ...
 
     def collect(self) -> StepResult:
-        """The result of the oldest step under way, waiting for it. Failures come as `StepResult.error`."""
+        """The result of the oldest step under way, of one of the lanes, waiting for it. Failures come as `StepResult.error`."""
         ...

@@ -7,7 +7,6 @@ no clock.
 
 import json
 import threading
-from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -34,8 +33,8 @@ class StepLog:
         self._seats: dict[Request, Seat] = {}
         self._serials: dict[Request, int] = {}  # of requests that have sat and are not yet answered
         self._last_serial = 0
-        self._planned: deque[dict[str, Any]] = deque()  # records of the steps under way
-        self._complete: dict[str, Any] | None = None  # of the last result; published when its answers are known
+        self._planned: dict[int, dict[str, Any]] = {}  # records that are not published, by step id
+        self._complete: dict[str, Any] | None = None  # of the last result; goes out when its answers are known
         self._done: list[list[Any]] = []
         self._condition = threading.Condition()
         self._ring = [""] * KEPT  # a record's place is its id modulo KEPT
@@ -58,31 +57,29 @@ class StepLog:
         for row in step.rows:
             cells[self._seats[row.req].slot] = _cell(row)
         reasons = [[id[:SHOWN_ID], why] for id, why in list(step.reasons.items())[:MAX_REASONS]]
-        self._planned.append(
-            {
-                "id": step.id,
-                "end": 0.0,
-                "ms": 0.0,
-                "mode": mode,
-                "cells": "".join(cells).rstrip("."),
-                "new": new,
-                "gone": gone,
-                "queue": queue,
-                "running": len(self._seats),
-                "kv": round(kv, 4),
-                "computed": step.num_tokens,
-                "tokens": 0,
-                "padding": step.num_padding,
-                "why": reasons,
-            }
-        )
+        self._planned[step.id] = {
+            "id": step.id,
+            "end": 0.0,
+            "ms": 0.0,
+            "mode": mode,
+            "cells": "".join(cells).rstrip("."),
+            "new": new,
+            "gone": gone,
+            "queue": queue,
+            "running": len(self._seats),
+            "kv": round(kv, 4),
+            "computed": step.num_tokens,
+            "tokens": 0,
+            "padding": step.num_padding,
+            "why": reasons,
+        }
 
     def on_result(self, result: StepResult, tokens: int) -> None:
-        """The oldest step under way is over; `tokens` of its result counted."""
+        """A step is over; `tokens` of its result counted."""
         self.publish()
-        record = self._planned.popleft()
+        self._complete = self._planned[result.step_id]
         times = {"end": round(result.ended, 6), "ms": round(1e3 * (result.ended - result.started), 3)}
-        self._complete = record | times | {"tokens": tokens}
+        self._complete.update(times, tokens=tokens)
 
     def on_answer(self, req: Request) -> None:
         """Answered requests go into the record of the last step that is complete: class, TTFT, TPOT, E2EL (ms), tokens."""
@@ -95,11 +92,15 @@ class StepLog:
         self._done.append([_class(req), *latencies, len(times)])
 
     def publish(self) -> None:
-        """Let readers have the last complete step's record: once it is known who was answered after it."""
+        """Let readers have the last complete step's record, once it is known who was answered after it, and the other lane's
+        steps before it are complete."""
         if self._complete is None:
             return
-        record, self._complete = self._complete | {"done": self._done}, None
-        self._done = []
+        self._complete["done"], self._done, self._complete = self._done, [], None
+        while (record := next(iter(self._planned.values()), None)) and "done" in record:
+            self._show(self._planned.pop(record["id"]))
+
+    def _show(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, separators=(",", ":"))
         with self._condition:
             self._last = record["id"]

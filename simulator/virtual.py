@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from batching.driver import Driver, Log
 from batching.policy import Limits, Policy
-from batching.request import Request
+from batching.request import Lane, Request
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 
@@ -27,8 +27,9 @@ class VirtualClock:
 
 
 class VirtualExecutor:
-    """Takes `step_time(step)` seconds a step, one after another. The token drawn at column n is n, so that an output shows
-    whether each of its tokens was computed from the right place. Steps with an id in `failing` fail."""
+    """Takes `step_time(step)` seconds a step, one after another in each lane; lanes do not slow each other down. The token
+    drawn at column n is n, so that an output shows whether each of its tokens was computed from the right place. Steps with
+    an id in `failing` fail."""
 
     def __init__(
         self,
@@ -41,16 +42,18 @@ class VirtualExecutor:
         self._clock = clock
         self._step_time = step_time
         self._failing = failing
-        self._under_way: deque[tuple[Step, float, float]] = deque()
-        self._free_at = 0.0  # the device's: a step starts when the one before has ended
+        self._under_way: list[tuple[Step, float, float]] = []
+        self._free_at = dict.fromkeys(Lane, 0.0)  # a step starts when its lane's step before has ended
 
     def submit(self, step: Step) -> None:
-        started = max(self._clock.now, self._free_at)
-        self._free_at = started + self._step_time(step)
-        self._under_way.append((step, started, self._free_at))
+        started = max(self._clock.now, self._free_at[step.lane])
+        self._free_at[step.lane] = ended = started + self._step_time(step)
+        self._under_way.append((step, started, ended))
 
     def collect(self) -> StepResult:
-        step, started, ended = self._under_way.popleft()
+        first = min(self._under_way, key=lambda entry: entry[2])  # to end; the oldest of several
+        self._under_way.remove(first)
+        step, started, ended = first
         self._clock.now = max(self._clock.now, ended)
         error = RuntimeError(f"step {step.id} was told to fail") if step.id in self._failing else None
         tokens = {row.req.id: row.start + row.count for row in step.rows if row.samples and error is None}
@@ -79,7 +82,7 @@ def simulate(
         return step_time(step)
 
     driver = Driver(Scheduler(policy, limits), clock, answered.append, log)
-    executor = VirtualExecutor(clock, timed, depth)
+    executor = VirtualExecutor(clock, timed, max(depth, limits.lanes))
     coming = deque(sorted(requests, key=lambda req: req.arrival))
     while True:
         while coming and coming[0].arrival <= clock.now:

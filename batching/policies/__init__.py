@@ -1,9 +1,11 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
 from batching.policies.dynamic import Dynamic
+from batching.policies.flover import Flover
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.orca import Orca
+from batching.policies.sequence import SequenceScheduling
 from batching.policies.static import Static
 from batching.policy import Policy
 
@@ -13,6 +15,8 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": Orca,
     "dynamic": Dynamic,
     "mixed": Mixed,
+    "sequence": SequenceScheduling,
+    "flover": Flover,
 }
 
 

@@ -1,7 +1,7 @@
-"""Submit, step, cancel, switch, failed step, with tiny KV memory, on a CPU's depth and with overlap: the books stay right,
-and replaying what came in gives the same plans."""
+"""Submit, step, cancel, switch, failed step, with tiny KV memory, on a CPU's depth, with overlap and with two lanes: the books
+stay right, and replaying what came in gives the same plans."""
 
-from collections import Counter, deque
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -25,19 +25,21 @@ class Machine(RuleBasedStateMachine):
         blocks=st.integers(2, 12),
         block_size=st.sampled_from([1, 4]),
         depth=st.sampled_from([1, 2]),
+        lanes=st.sampled_from([1, 2]),
     )
-    def start(self, mode: str, seats: int, blocks: int, block_size: int, depth: int) -> None:
+    def start(self, mode: str, seats: int, blocks: int, block_size: int, depth: int, lanes: int) -> None:
         self.limits = Limits(
             max_batch_size=seats, token_budget=8, max_prefill_tokens=32, max_context=24, block_size=block_size,
-            num_blocks=blocks, max_queue=6,
+            num_blocks=blocks, max_queue=6, lanes=lanes,
         )  # fmt: skip
         self.clock = VirtualClock()
-        self.depth = depth
+        self.depth = max(depth, lanes)
         self.log: list[dict] = []
         self.answered: list[Request] = []
         self.submitted: list[Request] = []
         self.plans: list[tuple] = []
-        self.under_way: deque[Step] = deque()
+        self.under_way: list[Step] = []
+        self.computing: dict[int, set[int]] = {}  # the blocks of each step under way
         self.scheduler = Scheduler(POLICIES[mode](), self.limits)
         self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append)
         for tokens in range(1, 10):
@@ -72,11 +74,13 @@ class Machine(RuleBasedStateMachine):
             if step:
                 self.plans.append(step.plan())
                 self.under_way.append(step)
+                self.computing[step.id] = {block for row in step.rows for block in row.req.blocks}
 
-    @rule(fails=st.sampled_from([False] * 7 + [True]))
-    def complete(self, fails: bool) -> None:
+    @rule(fails=st.sampled_from([False] * 7 + [True]), which=st.integers(0, 1))
+    def complete(self, fails: bool, which: int = 0) -> None:
         if self.under_way:
-            step = self.under_way.popleft()
+            step = self.under_way.pop(which % len(self.under_way) if self.limits.lanes == 2 else 0)
+            del self.computing[step.id]
             self.clock.now += 1
             tokens = {} if fails else {row.req.id: row.start + row.count for row in step.rows if row.samples}
             error = RuntimeError("the step was told to fail") if fails else None
@@ -98,6 +102,12 @@ class Machine(RuleBasedStateMachine):
                 assert not req.blocks
             if req.state is State.ANSWERED and not req.in_flight:
                 assert not req.blocks, "nothing leaks"
+
+    @invariant()
+    def no_block_is_computed_in_two_lanes(self) -> None:
+        if hasattr(self, "scheduler") and self.limits.lanes == 2:
+            computing = [block for blocks in self.computing.values() for block in blocks]
+            assert len(computing) == len(set(computing))
 
     @invariant()
     def nobody_is_answered_twice_or_wrongly(self) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
+from batching.policies.flover import Flover
 from batching.policies.mixed import Mixed
 from batching.policies.orca import Orca
 from batching.policies.static import Static, StaticParams
@@ -18,7 +19,9 @@ E1 = [("x1", 0, 2, 4), ("x2", 0, 5, 8), ("x3", 1, 2, 4), ("x4", 1, 3, 4)]
 
 def e1_requests() -> list[Request]:
     return [
-        Request(name, [0], most - 1, arrival=arrival, stop=lambda req, output=output: len(req.output) == output)
+        Request(
+            name, [0], most - 1, arrival=arrival, stop=lambda req, output=output: len(req.output) == output, output_len=output
+        )
         for name, arrival, output, most in E1
     ]
 
@@ -51,6 +54,32 @@ def test_reservation_and_not_memory_in_use_blocks_orcas_queue():
     simulate(Orca(), limits(max_batch_size=3, num_blocks=12), e1_requests(), on_step=steps.append)
     second = steps[1]
     assert [row.req.id for row in second.rows] == ["x1", "x2"], "x3 waits though only 4 of 12 slots are written"
+
+
+def test_dynamic_answers_as_orca_does_while_memory_is_plenty():
+    answered = simulate(Dynamic(), limits(), e1_requests())
+    assert answer_times(answered) == {"x1": 2, "x2": 5, "x3": 4, "x4": 7}
+
+
+@pytest.mark.parametrize(("lanes", "times"), [(2, (2, 5, 4, 7)), (1, (2, 7, 4, 7))], ids=["side by side", "taking turns"])
+def test_flover_prefills_x3_and_x4_beside_the_decodes_of_x2_or_between_them(lanes: int, times: tuple[int, ...]):
+    answered = simulate(Flover(), limits(lanes=lanes), e1_requests())
+    assert answer_times(answered) == dict(zip(("x1", "x2", "x3", "x4"), times, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "times", "wasted"), [("static", (5, 5, 8, 8), 4), ("sequence", (2, 7, 2, 7), 2)], ids=["static", "sequence"]
+)
+def test_sequence_scheduling_puts_the_short_outputs_of_a_window_together(mode: str, times: tuple[int, ...], wasted: int):
+    """E1 with all four there at the start: x1 and x3 (2 tokens each), then x4 and x2 (3 and 5)."""
+    steps: list[Step] = []
+    requests = e1_requests()
+    for req in requests:
+        req.arrival = 0
+    policy = POLICIES[mode].from_arguments({"batch_timeout_ms": 0})
+    answered = simulate(policy, limits(), requests, on_step=steps.append)
+    assert answer_times(answered) == dict(zip(("x1", "x2", "x3", "x4"), times, strict=True))
+    assert sum(step.num_padding for step in steps) == wasted
 
 
 def test_dynamic_preempts_the_last_request_when_blocks_run_out_and_recomputes_it():

@@ -36,6 +36,7 @@ engines = st.builds(
     block_size=st.sampled_from([1, 4, 16]),
     num_blocks=st.integers(3, 60),
     tbt_slo_ms=st.sampled_from([0.1, 1500, 1e6]),  # a step takes a second: never kept, sometimes, always
+    lanes=st.sampled_from([1, 2]),
 )
 
 
@@ -100,7 +101,7 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
     """All there long before the start, and no limit on a step's time: overlap plans a step earlier, when an arrival, a time-out
     or a measured time may still be to come."""
-    limits = replace(limits, tbt_slo_ms=1e6)
+    limits = replace(limits, tbt_slo_ms=1e6, lanes=1)
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():

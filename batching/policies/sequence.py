@@ -1,0 +1,89 @@
+"""Sequence scheduling: request-level batching by predicted length (Zheng et al., NeurIPS 2023, arXiv 2305.13144, section 4).
+
+Predicts how long the answers of a window of requests will be (the paper's groups of 256), and sorts the window by it. From its
+short end micro-batches are cut: requests whose predictions fall into one bucket, the more of them the shorter the bucket. Each
+runs as a rectangle, really padded as under `static`, that ends at its bucket's length at the latest. Who has not finished by
+then was predicted too short, and has failed; the failures of a window run again in a last batch.
+
+Left out: the language model as its own predictor (section 3; batching/predictors.py has what there is instead). A failure goes
+on from the text that it has, computed as part of its prompt, where the paper generates all of it anew. A remainder that fills
+less than half of a batch joins the next bucket, as in the authors' code. Added is a time-out for windows that do not fill.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from batching.policies.static import Static, rectangle, to_generate
+from batching.policy import Planner, View, check_name
+from batching.predictors import PREDICTORS
+from batching.request import Request
+
+RANGES = {"error": (0, 10), "window": (1, 1e6), "bucket": (1, 1e6), "longest_batch": (1, 1e6), "batch_timeout_ms": (0, 6e4)}
+
+
+@dataclass(frozen=True)
+class SequenceParams:
+    predictor: str = "oracle"
+    error: float = 0.3  # of the noisy oracle: a standard deviation, relative to the length
+    window: float = 256  # requests
+    bucket: float = 50  # tokens: the width of a bucket of lengths
+    longest_batch: float = 16  # rows; the shortest bucket has all seats, each longer one half as many, but not fewer than this
+    batch_timeout_ms: float = 50.0  # of a window that is not full
+
+    def __post_init__(self) -> None:
+        check_name("predictor", self.predictor, PREDICTORS)
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: must lie between {low:g} and {high:g}, not {getattr(self, name):g}")
+
+
+class SequenceScheduling(Static):
+    Params = SequenceParams
+    window: frozenset[Request] = frozenset()
+    end = 0  # the width at which the micro-batch ends
+
+    def __init__(self, params: SequenceParams | None = None) -> None:
+        super().__init__(params)
+        self.predictor = PREDICTORS[self.params.predictor](self.params.error)
+
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+        if view.resident and self.columns < self.end:
+            self.go_on(plan, view)
+            return plan
+        for req in view.done:
+            self.predictor.learn(req)
+        plan.release(*view.done)
+        for req in view.resident:
+            plan.preempt(req)
+            plan.because(req, "failed: longer than predicted, runs again in the last batch of its window")
+        if not view.resident and (window := self._window(plan, view, now)):
+            ordered, longest = self._micro_batch(window, view.limits.max_batch_size)
+            batch = rectangle(ordered, view.limits, plan.free_blocks, longest)
+            self.end = self.start(plan, batch, longest) if batch else 0
+        return plan
+
+    def _window(self, plan: Planner, view: View, now: float) -> list[Request]:
+        """What has not run of the window; else what failed in it; else the next window, once it is full or has waited."""
+        new = [req for req in view.waiting if not req.preemptions]
+        left = [req for req in new if req in self.window] or [req for req in view.waiting if req.preemptions]
+        if left or not new:
+            return left
+        start = new[0].arrival + self.params.batch_timeout_ms / 1000
+        if now < start and len(new) < self.params.window:
+            plan.wait_until(start)
+            return []
+        self.window = frozenset(new[: int(self.params.window)])
+        return new[: int(self.params.window)]
+
+    def _micro_batch(self, window: list[Request], seats: int) -> tuple[list[Request], int]:
+        """The shortest of the window, in order, and the length of their bucket."""
+        lengths = {req: to_generate(req) if req.preemptions else self.predictor.predict(req) for req in window}
+        buckets = {req: ceil(length / self.params.bucket) for req, length in lengths.items()}
+        window = sorted(window, key=lambda req: lengths[req])
+        for bucket in sorted({*buckets.values()}):
+            rows = min(seats, max(int(self.params.longest_batch), seats >> bucket - 1))
+            batch = [req for req in window if buckets[req] <= bucket][:rows]
+            if len(batch) >= rows / 2:
+                break
+        return batch, ceil(bucket * self.params.bucket)
