@@ -1,9 +1,12 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
 from batching.policies.dynamic import Dynamic
+from batching.policies.fastserve import FastServe
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.orca import Orca
+from batching.policies.sarathi import Sarathi
+from batching.policies.splitfuse import SplitFuse
 from batching.policies.static import Static
 from batching.policy import Policy
 
@@ -13,6 +16,9 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": Orca,
     "dynamic": Dynamic,
     "mixed": Mixed,
+    "sarathi": Sarathi,
+    "splitfuse": SplitFuse,
+    "fastserve": FastServe,
 }
 
 
