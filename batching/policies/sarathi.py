@@ -53,5 +53,6 @@ class Sarathi(Policy):
             return view.step_time.bound(load.plus(chunk, context)) > limit_s
 
         chunk = bisect_left(range(1, most + 1), True, key=too_long)
-        least = 0 if decodes else view.limits.block_size  # a limit that cannot be kept slows, but stops nobody
-        return len(decodes) + min(most, max(least, chunk))
+        if not decodes and not chunk:
+            chunk = view.limits.block_size  # a limit that cannot be kept slows, but stops nobody
+        return len(decodes) + chunk
