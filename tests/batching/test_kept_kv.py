@@ -96,6 +96,23 @@ def test_preempted_again_while_it_waits_it_loses_its_blocks_and_recomputes():
     assert (a.preemptions, a.lost) == (1, 5), "it lost its seat once"
 
 
+def test_one_that_loses_its_blocks_while_it_waits_does_not_run_in_the_same_plan():
+    scheduler, _, _ = started(both, a_waits, lambda plan, live: (plan.preempt(live["a"]), plan.run(live["a"])))
+    for _ in range(2):
+        complete(scheduler, planned(scheduler))
+    with pytest.raises(PlanError, match=r"one decision a request: request a"):
+        scheduler.next_step(1.0)
+
+
+def test_a_plan_that_only_takes_blocks_is_followed_by_the_next_one_at_once():
+    scheduler, _, _ = started(both, a_waits, lambda plan, live: plan.preempt(live["a"]))
+    for _ in range(2):
+        complete(scheduler, planned(scheduler))
+    assert scheduler.next_step(1.0) is None
+    assert scheduler.wake_at == 1.0
+    assert {row.req.id for row in planned(scheduler).rows} == {"a", "b"}
+
+
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_one_that_ends_while_it_waits_gives_its_blocks_back(how: str):
     scheduler, a, _ = a_waits_with_its_blocks()

@@ -75,6 +75,13 @@ class TestFeedbackQueue:
         assert queue.queue_of(c) == 0
         assert queue.queue_of(b) == 1, "it ran"
 
+    def test_in_queue_0_nobody_loses_its_place_by_waiting(self):
+        queue, (_, _, a) = self.queue(alpha_s=3.0)
+        later = Request("later", [0], 1)
+        queue.update([a, later], (), 0.0, 2.0, prefill_s)
+        queue.update([a, later], (), 0.0, 3.5, prefill_s)
+        assert queue.ranking() == [a, later]
+
     def test_the_next_run_comes_after_the_quanta_ahead_or_with_the_return_to_queue_0(self):
         queue, (c, b, a) = self.queue(alpha_s=10.0)
         assert queue.until_next_run(2, now=0.0) == {a: 0.0, b: 0.5, c: 1.5}
@@ -145,16 +152,18 @@ def test_where_blocks_are_short_the_one_that_would_run_again_last_loses_its_kv_a
 
 
 def test_nobody_loses_its_kv_for_one_that_would_not_fit_all_the_same():
-    """Of 10 KV columns H, which goes first, takes 5, and L, in queue 1, holds 2. P, between them, needs 6: L's would not do."""
+    """Of 14 KV columns H, which goes first, takes 8, and L, in queue 1, holds 2. P, between them, needs 7: L's would not do. Q
+    would fit, but came after P."""
     requests = [
         Request("L", [0], 9),
-        Request("H", [0] * 5, 2, arrival=1.5),
-        Request("P", [0] * 6, 1, arrival=1.5),
+        Request("H", [0] * 8, 2, arrival=1.5),
+        Request("P", [0] * 7, 1, arrival=1.5),
+        Request("Q", [0], 1, arrival=1.6),
     ]
     steps: list[Step] = []
-    simulate(fastserve(base_s=1.5), limits(num_blocks=10, max_batch_size=3), requests, on_step=steps.append)
+    simulate(fastserve(base_s=1.5), limits(num_blocks=14, max_batch_size=3), requests, on_step=steps.append)
     assert not any(step.dropped for step in steps)
-    assert ids(steps) == "L L HL HL P L L L L L", "the last of P's blocks is the one that L lacks for a step"
+    assert ids(steps) == "L L HL HL PQL L L L L"
 
 
 # What comes of it.
