@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from batching.policies import POLICIES
+
 from ..server_process import ServerProcess, wait_for
 
 PATIENCE_S = 20
@@ -50,7 +52,7 @@ def idle(page: Page) -> None:
 def test_the_page_opens_with_all_its_parts(page: Page) -> None:
     expect(page.locator("#connection")).to_have_text("live")
     idle(page)
-    assert page.locator("#modes button").all_inner_texts() == ["nobatch", "static", "orca", "dynamic", "mixed"]
+    assert page.locator("#modes button").all_inner_texts() == list(POLICIES)
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
     assert page.locator(".js-plotly-plot").count() == 4
     assert page.evaluate("performance.getEntriesByType('resource').every((e) => new URL(e.name).origin === location.origin)")
