@@ -27,7 +27,7 @@ FINISH_REASONS = ("length", "stop")
 BATCH_SIZES = tuple(2**n for n in range(13))  # up to the largest --max-batch-size
 
 COUNTERS = (  # the last word, _total, is added where they are written out
-    ("vllm:num_preemptions", "preemptions", "Requests that lost their seat and KV blocks, to be computed again."),
+    ("vllm:num_preemptions", "preemptions", "Times that a request lost its seat, to run again later."),
     ("vllm:prompt_tokens", "prompt_tokens", "Prompt tokens of requests that have got their first token."),
     ("vllm:generation_tokens", "output_tokens", "Tokens generated."),
     ("batchlab_steps", "steps", "Steps (iterations) of the engine."),

@@ -48,7 +48,7 @@ class Limits:
 
 class View(NamedTuple):
     """What a policy may look at. `resident` and `done` in order of admission, `waiting` in order of arrival (preempted
-    requests in front)."""
+    requests in front, or at the tail where the policy said so; some may still hold KV blocks)."""
 
     waiting: Sequence[Request]
     resident: Sequence[Request]  # hold a slot and still generate
@@ -82,7 +82,9 @@ class Plan(NamedTuple):
     work: tuple[Work, ...]
     blocks: dict[Request, int]  # KV blocks to allocate first
     release: tuple[Request, ...]
-    preempt: tuple[Request, ...]
+    preempt: tuple[Request, ...]  # lose their seat
+    to_tail: tuple[Request, ...]  # of these, who waits behind all others
+    drop: tuple[Request, ...]  # lose their KV blocks
     promote: tuple[Request, ...]
     wake_at: float | None
     reasons: dict[str, str]  # by request id
@@ -118,6 +120,8 @@ class Planner:
         self._blocks: dict[Request, int] = {}
         self._release: list[Request] = []
         self._preempt: list[Request] = []
+        self._to_tail: list[Request] = []
+        self._drop: list[Request] = []
         self._promote: list[Request] = []
         self._wake_at: float | None = None
         self._refused: dict[str, str] = {}
@@ -132,6 +136,7 @@ class Planner:
         """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
         self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
+        self._rule(req not in self._drop, "one decision a request", req)
         whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
@@ -186,20 +191,31 @@ class Planner:
         self._work[req] = Work(req, 0, 1, span)
         return True
 
-    def preempt(self, req: Request) -> None:
-        """Take back what this plan granted to `req` and, if it was running, its seat and blocks: it will recompute."""
+    def preempt(self, req: Request, *, keep_kv: bool = False, to_tail: bool = False) -> None:
+        """Take back what this plan granted to `req`, its seat and its KV blocks: it waits, and will recompute.
+
+        With `keep_kv` it keeps the blocks and what is computed in them, and goes on from there; they are taken from it by
+        preempting it again, now or while it waits. It waits in front of all others, or behind them with `to_tail`.
+        """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests are preempted", req)
-        self._rule(req not in self._preempt, "one decision a request", req)
         work = self._work.pop(req, None)
-        self._rule(work is not None or req.state is State.RESIDENT, "only admitted requests are preempted", req)
         self._rule(not req.in_flight or self._view.limits.lanes == 1, "what the other lane computes is not preempted", req)
+        leaves = req.state is State.RESIDENT and req not in self._preempt
+        drops = bool(req.blocks) and not keep_kv and req not in self._drop
+        self._rule(work is not None or leaves or drops, "only what holds a seat or KV blocks is preempted", req)
         if work:
             self.budget += work.count + work.pad
             self.load = Load.of((other.count, other.req.num_computed) for other in self._work.values())
-        self.free_blocks += self._blocks.pop(req, 0) + len(req.blocks)
-        self.free_seats += 1
-        if req.state is State.RESIDENT:
+            self.free_blocks += self._blocks.pop(req)
+        if work or leaves:
+            self.free_seats += 1
+        if leaves:
             self._preempt.append(req)
+            if to_tail:
+                self._to_tail.append(req)
+        if drops:
+            self._drop.append(req)
+            self.free_blocks += len(req.blocks)
 
     def release(self, *reqs: Request) -> None:
         """Answer finished requests and give their seats and blocks back."""
@@ -229,7 +245,13 @@ class Planner:
 
     @property
     def preempted(self) -> Sequence[Request]:
+        """Who loses its seat by this plan."""
         return self._preempt
+
+    @property
+    def dropped(self) -> Sequence[Request]:
+        """Who loses its KV blocks by this plan."""
+        return self._drop
 
     def urgent(self, req: Request) -> bool:
         """Whether `req` is immediate, or promoted by this plan or an earlier one."""
@@ -241,17 +263,18 @@ class Planner:
 
     def plan(self, view: View) -> Plan:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
-        lists = tuple(self._release), tuple(self._preempt), tuple(self._promote)
+        moved = tuple(self._preempt), tuple(self._to_tail), tuple(self._drop)
+        lists = tuple(self._release), *moved, tuple(self._promote)
         reasons = self._refused | self._reasons
         plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, reasons, self.lane)
-        freed = [*plan.preempt, *filter(may_free, plan.release)]
-        blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
+        released = [*filter(may_free, plan.release)]
+        blocks = view.free_blocks + sum(len(req.blocks) for req in (*plan.drop, *released))
         joining = sum(work.req.state is State.WAITING for work in plan.work)
         tokens = sum(work.count + work.pad for work in plan.work)
         for kept, rule in (
             (view is self._view, "a plan is made on the view of its own step"),
             (sum(plan.blocks.values()) <= blocks, "no more blocks than are free"),
-            (joining <= view.free_seats + len(freed), "no more requests than there are seats"),
+            (joining <= view.free_seats + len(plan.preempt) + len(released), "no more requests than there are seats"),
             (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
             (not plan.work or plan.lane not in view.busy, "a lane computes one step at a time"),
         ):

@@ -33,7 +33,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}  # all that are not answered, by id
         self._waiting: deque[Request] = deque()
         self._resident: list[Request] = []  # RESIDENT or DONE: hold a seat
-        self._lingering: list[Request] = []  # ended while a step held them: keep seat and blocks until it is complete
+        self._lingering: dict[Request, int] = {}  # ended while a step holds them: keep blocks and so many seats
         self._released: list[Request] = []  # by a plan; answered once their last token is known
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
         self._sequence = count()  # decides between equal deadlines
@@ -138,6 +138,7 @@ class Scheduler:
         hopeless = self._waiting if self.policy is self._last_resort else ()
         for req in [*self._resident, *hopeless]:
             self._fail(req, told, now)
+        self._drop_waiting()
         self.policy = self._last_resort if self.policy is self._last_good else self._last_good
         self._last_good = self.policy
         self._empty_plans = 0
@@ -178,7 +179,7 @@ class Scheduler:
         resident = [req for req in self._resident if req.state is State.RESIDENT]
         in_order = self.limits.lanes == 1  # else what is freed too early could be written in the other lane
         done = [req for req in self._resident if req.state is State.DONE and (in_order or not req.in_flight)]
-        seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
+        seats = self.limits.max_batch_size - len(self._resident) - sum(self._lingering.values())
         waiting = () if self._switches else tuple(self._waiting)
         busy = () if in_order else {step.lane for step in self._under_way.values()}
         return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time, busy)
@@ -195,6 +196,8 @@ class Scheduler:
             self._fail(req, RequestError("deadline_exceeded", "the request's deadline has passed", "deadline_s"), now)
 
     def _take_over(self, now: float) -> None:
+        if self._switches:  # who waits is out of sight now, and what it holds would be out of reach
+            self._drop_waiting()
         while self._switches and not self._resident:
             self._last_good = self.policy
             self.policy = self._switches.pop(0)
@@ -213,7 +216,7 @@ class Scheduler:
 
     def _progress(self, plan: Plan, now: float) -> None:
         """Raise PlanError for a plan after which nothing would ever happen."""
-        if plan.work or plan.release or plan.preempt or self._under_way:
+        if plan.work or plan.release or plan.preempt or plan.drop or self._under_way:
             self._empty_plans = 0
             return
         self._empty_plans += 1
@@ -225,7 +228,9 @@ class Scheduler:
         for req in plan.promote:
             req.promoted = True
         for req in plan.preempt:
-            self._preempt(req)
+            self._preempt(req, req in plan.to_tail)
+        for req in plan.drop:
+            self._drop(req)
         for req in plan.release:
             self._resident.remove(req)
             self._released.append(req)
@@ -234,19 +239,21 @@ class Scheduler:
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
         plans = [*self._untold, plan]
         if not rows:
-            self._untold = plans if plan.preempt or plan.promote else self._untold
+            self._untold = plans if plan.preempt or plan.promote or plan.drop else self._untold
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
-            self.wake_at = now if plan.release or plan.preempt else min(deadlines + wake_at, default=None)
+            freed = plan.release or plan.preempt or plan.drop
+            self.wake_at = now if freed else min(deadlines + wake_at, default=None)
             return None
         self._next_id += 1
         self._untold = []
         released = tuple(r.id for r in plan.release)
         preempted = tuple(r.id for plan in plans for r in plan.preempt)
         promoted = tuple(r.id for plan in plans for r in plan.promote)
+        dropped = tuple(r.id for plan in plans for r in plan.drop)
         reasons = {id: why for plan in plans for id, why in plan.reasons.items()}
         lane = Lane.MAIN if self.limits.lanes == 1 else plan.lane
-        step = Step(self._next_id, rows, now, released, preempted, promoted, reasons, lane)
+        step = Step(self._next_id, rows, now, released, preempted, promoted, dropped, reasons, lane)
         self._under_way[self._next_id] = step
         return step
 
@@ -280,24 +287,38 @@ class Scheduler:
         req.finish_reason = "stop"
         if req.state is State.WAITING:  # preempted while this step was under way
             self._waiting.remove(req)
+            self._vacate(req, seats=0)
             self._answer(req, now)
         elif req.state is State.RESIDENT:
             req.state = State.DONE
 
-    def _preempt(self, req: Request) -> None:
+    def _preempt(self, req: Request, to_tail: bool) -> None:
         self._resident.remove(req)
-        self._waiting.appendleft(req)
+        if to_tail:
+            self._waiting.append(req)
+        else:
+            self._waiting.appendleft(req)
+        req.preemptions += 1
+        req.state = State.WAITING
+
+    def _drop(self, req: Request) -> None:
+        """What is in its KV blocks is lost: it will recompute."""
         self._free(req)
         req.lost = max(req.lost, req.num_computed)
         req.num_computed = 0
-        req.preemptions += 1
-        req.state = State.WAITING
+
+    def _drop_waiting(self) -> None:
+        """A policy does not answer for what its predecessor left in memory."""
+        for req in self._waiting:
+            if req.blocks:
+                self._drop(req)
 
     def _fail(self, req: Request, error: RequestError, now: float) -> None:
         if req.state is State.ANSWERED:
             return
         if req.state is State.WAITING:
             self._waiting.remove(req)
+            self._vacate(req, seats=0)
         elif req not in self._released:
             self._resident.remove(req)
             req.finish_reason = None
@@ -314,18 +335,18 @@ class Scheduler:
         req.mode = mode_of(self.policy)
         self._answered.append(req)
 
-    def _vacate(self, req: Request) -> None:
+    def _vacate(self, req: Request, seats: int = 1) -> None:
         """Give up blocks and seat, now or once no step under way holds the request."""
         if may_free(req):
             self._free(req)
         else:
-            self._lingering.append(req)
+            self._lingering[req] = seats
 
     def _settle(self, now: float) -> None:
         for req in [req for req in self._released if req.finish_reason == "stop" or not req.num_pending]:
             self._answer(req, now)
         for req in [req for req in self._lingering if not req.in_flight]:
-            self._lingering.remove(req)
+            del self._lingering[req]
             self._free(req)
 
     def _free(self, req: Request) -> None:

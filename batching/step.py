@@ -30,8 +30,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the engine. `released`, `preempted`, `promoted` (request ids) and `reasons` (why, by request id) are
-    there for whoever watches."""
+    """One iteration of the engine. `released`, `preempted` (lost their seats), `promoted`, `dropped` (lost their KV blocks: all
+    four request ids) and `reasons` (why, by request id) are there for whoever watches."""
 
     id: int
     rows: tuple[Row, ...]
@@ -39,6 +39,7 @@ class Step:
     released: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
     promoted: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     lane: Lane = Lane.MAIN
 
@@ -54,7 +55,7 @@ class Step:
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted, self.promoted, self.lane
+        return rows, self.released, self.preempted, self.promoted, self.dropped, self.lane
 
 
 @dataclass(frozen=True)

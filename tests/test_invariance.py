@@ -55,11 +55,11 @@ def outputs(requests: list[Request]) -> dict[str, list[int]]:
 
 
 def run(
-    demo: Loaded, mode: str, *, num_blocks: int = 1024, log=None, plans: list | None = None
+    demo: Loaded, mode: str, *, seats: int = 64, num_blocks: int = 1024, log=None, plans: list | None = None
 ) -> tuple[Driver, list[Request]]:
     """All 64 at once through the real scheduler, driver and executor, on one thread."""
     config = demo.model.config
-    limits = Limits(max_batch_size=64, max_context=config.block_size, num_blocks=num_blocks)
+    limits = Limits(max_batch_size=seats, max_context=config.block_size, num_blocks=num_blocks)
     cache = KVCache(
         config.n_layer, num_blocks, 16, config.n_head, config.head_size, kv_dtype(demo.dtype, demo.device), demo.device
     )
@@ -95,6 +95,23 @@ def test_preemption_and_recompute_change_no_token_and_the_log_replays_to_the_sam
     assert replay(log) == plans
 
 
+def test_preemption_that_keeps_the_kv_changes_no_token_and_computes_none_again(demo, alone):
+    log: list[dict] = []
+    plans: list[tuple] = []
+    driver, requests = run(demo, "fastserve", seats=8, log=log.append, plans=plans)
+    stats = driver.stats.summary(0, live=False)
+    assert stats["preemptions"] > 20
+    assert stats["recomputed_tokens"] == 0
+    assert outputs(requests) == alone
+    assert replay(log) == plans
+
+
+def test_where_memory_is_short_fastserve_recomputes_and_changes_no_token(demo, alone):
+    driver, requests = run(demo, "fastserve", seats=8, num_blocks=40)
+    assert driver.stats.summary(0, live=False)["recomputed_tokens"] > 0
+    assert outputs(requests) == alone
+
+
 def test_switching_the_mode_twenty_times_under_way_changes_no_token_and_sets_each_event_once(demo, alone, monkeypatch):
     times_set: Counter[threading.Event] = Counter()
 
@@ -114,7 +131,7 @@ def test_switching_the_mode_twenty_times_under_way_changes_no_token_and_sets_eac
     loop.start()
     assert ready.wait(PATIENCE_S)
     requests, tickets = requests_for(demo), []
-    modes = cycle(["static", "nobatch", "orca", "mixed", "dynamic"])
+    modes = cycle([mode for mode in POLICIES if mode != "dynamic"] + ["dynamic"])
     for i in range(20):  # three or four requests join under each mode, so that there is always something to hand over
         for req in requests[i * 64 // 20 : (i + 1) * 64 // 20]:
             req.arrival = loop.clock()

@@ -1,11 +1,14 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
 from batching.policies.dynamic import Dynamic
+from batching.policies.fastserve import FastServe
 from batching.policies.flover import Flover
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
 from batching.policies.orca import Orca
+from batching.policies.sarathi import Sarathi
 from batching.policies.sequence import SequenceScheduling
+from batching.policies.splitfuse import SplitFuse
 from batching.policies.static import Static
 from batching.policy import Policy
 
@@ -15,6 +18,9 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": Orca,
     "dynamic": Dynamic,
     "mixed": Mixed,
+    "sarathi": Sarathi,
+    "splitfuse": SplitFuse,
+    "fastserve": FastServe,
     "sequence": SequenceScheduling,
     "flover": Flover,
 }

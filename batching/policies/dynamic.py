@@ -12,7 +12,7 @@ class Dynamic(Policy):
     def schedule(self, view: View, now: float) -> Planner:
         plan = Planner(view)
         plan.release(*view.done)
-        _run_or_preempt(plan, list(view.resident))
+        run_or_preempt(plan, list(view.resident))
         if not plan.preempted:  # else memory is short, and nobody joins
             for req in view.waiting:
                 if not plan.run(req):
@@ -20,7 +20,7 @@ class Dynamic(Policy):
         return plan
 
 
-def _run_or_preempt(plan: Planner, running: list[Request]) -> None:
+def run_or_preempt(plan: Planner, running: list[Request], to_tail: bool = False) -> None:
     """Each in turn gets its tokens; where blocks are short, the last one goes, possibly the one that asked."""
     planned = 0
     while planned < len(running):
@@ -28,7 +28,7 @@ def _run_or_preempt(plan: Planner, running: list[Request]) -> None:
             planned += 1
         elif plan.refusal == "blocks":
             victim = running.pop()
-            plan.preempt(victim)
+            plan.preempt(victim, to_tail=to_tail)
             plan.because(victim, "preempted: others need its KV blocks")
         else:
             return  # the step is full

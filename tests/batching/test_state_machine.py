@@ -98,8 +98,10 @@ class Machine(RuleBasedStateMachine):
         for req in self.submitted:
             assert 0 <= req.num_computed <= req.num_tokens or req.state is State.ANSWERED
             assert req.num_generated <= req.max_tokens
-            if req.state is State.WAITING:
-                assert not req.blocks
+            if req.state in (State.WAITING, State.RESIDENT):
+                assert req.num_computed <= len(req.blocks) * self.limits.block_size, "no column is counted that is not held"
+            if req.state is State.WAITING and not (req.preemptions and req.num_computed):
+                assert not req.blocks, "only what has been computed is kept"
             if req.state is State.ANSWERED and not req.in_flight:
                 assert not req.blocks, "nothing leaks"
 

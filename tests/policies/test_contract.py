@@ -99,13 +99,12 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
 @settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
-    """All there long before the start, and no limit on a step's time: overlap plans a step earlier, when an arrival, a time-out
-    or a measured time may still be to come."""
+    """All there long before the start, no limit on a step's time, and steps too short to use up a quantum: overlap plans a step
+    earlier, when an arrival, a time-out or a measured time may still be to come."""
     limits = replace(limits, tbt_slo_ms=1e6, lanes=1)
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():
-        simulate(
-            policy_class(), limits, requests_of(at_once), depth=depth, on_step=lambda step, made=made: made.append(step.plan())
-        )
+        requests, note = requests_of(at_once), lambda step, made=made: made.append(step.plan())
+        simulate(policy_class(), limits, requests, lambda step: 1e-6, depth=depth, on_step=note)
     assert plans[1] == plans[2]

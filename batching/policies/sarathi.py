@@ -1,0 +1,58 @@
+"""Stall-free batching: Sarathi-Serve (Agrawal et al., OSDI'24, arXiv 2403.02310, Algorithm 3).
+
+Every running decode gets its token in every iteration; what is left of the token budget goes to unfinished prefills, then to
+new requests, in chunks. A long prompt therefore delays nobody's next token by more than one bounded iteration, where Orca
+runs it whole while all decodes wait. The budget is the largest whose predicted iteration time meets the limit on the time
+between tokens (section 4.3). With the same budget `dynamic` makes the same plans; this is that plus the choice of the budget.
+
+Left out: measuring the budget once, beforehand (here the step-time model gives it anew for each iteration, from the decodes at
+hand and the chunk's context); tile quantization; pipeline parallelism.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from batching.policies.dynamic import run_or_preempt
+from batching.policy import Planner, Policy, View
+from batching.request import Request
+from batching.step_time import Load
+
+
+@dataclass(frozen=True)
+class SarathiParams:
+    tbt_slo_ms: float = 0.0  # limit on the time between tokens; 0: the engine's own, measured when it started
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tbt_slo_ms <= 3.6e6:
+            raise ValueError(f"tbt_slo_ms: must lie between 0 and 3.6e+06, not {self.tbt_slo_ms:g}")
+
+
+class Sarathi(Policy):
+    Params = SarathiParams
+
+    def schedule(self, view: View, now: float) -> Planner:
+        decodes = [req for req in view.resident if req.remaining == 1]
+        prefills = [req for req in view.resident if req.remaining > 1]
+        plan = Planner(view, self._budget(view, decodes, [*prefills, *view.waiting]))
+        plan.release(*view.done)
+        run_or_preempt(plan, decodes + prefills)
+        if not plan.preempted:  # else memory is short, and nobody joins
+            for req in view.waiting:
+                if not plan.run(req):
+                    break  # head of line: nobody overtakes
+        return plan
+
+    def _budget(self, view: View, decodes: list[Request], prefills: list[Request]) -> int:
+        """Tokens: all decodes, and the longest chunk after them that lets the iteration end in time."""
+        most = view.limits.token_budget - len(decodes)
+        limit_s = (self.params.tbt_slo_ms or view.limits.tbt_slo_ms) / 1000
+        load = Load.of((1, req.num_computed) for req in decodes)
+        context = prefills[0].num_computed if prefills else 0
+
+        def too_long(chunk: int) -> bool:
+            return view.step_time.bound(load.plus(chunk, context)) > limit_s
+
+        chunk = bisect_left(range(1, most + 1), True, key=too_long)
+        if not decodes and not chunk:
+            chunk = view.limits.block_size  # a limit that cannot be kept slows, but stops nobody
+        return len(decodes) + chunk

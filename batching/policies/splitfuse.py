@@ -1,0 +1,26 @@
+"""Dynamic SplitFuse: DeepSpeed-FastGen (Holmes et al. 2024, arXiv 2401.08671, section 3; the scheduler is in DeepSpeed-MII).
+
+A long prompt is split over several forward passes and short ones are composed, so that every forward has exactly `token_budget`
+tokens as long as there is a backlog: a device's throughput saturates at some number of tokens, and steps of one size are steps
+of one duration. Generated tokens go first. The choice of tokens is that of `sarathi` and `dynamic` on simple input; memory is
+treated differently. A prompt is begun only if the KV blocks for all of it are free, so that none stays half computed for want
+of memory. Where a generating request finds no block, the last one goes, to the tail of the queue: it comes back as a prompt
+made of its prompt and what it had generated, behind those that waited longer for their first token.
+
+Left out: tensor parallelism, load balancing between replicas.
+"""
+
+from batching.policies.dynamic import run_or_preempt
+from batching.policy import Planner, Policy, View
+
+
+class SplitFuse(Policy):
+    def schedule(self, view: View, now: float) -> Planner:
+        plan = Planner(view)
+        plan.release(*view.done)
+        run_or_preempt(plan, sorted(view.resident, key=lambda req: req.remaining > 1), to_tail=True)
+        if not plan.preempted:  # else memory is short, and nobody joins
+            for req in view.waiting:
+                if not plan.run(req, reserve=req.num_tokens):
+                    break  # head of line: nobody overtakes
+        return plan
