@@ -158,4 +158,5 @@ def describe_request(req: Request) -> dict[str, Any]:
         "deadline": req.deadline,
         "due": req.due,
         "sampling": asdict(req.sampling),
+        "prompt_logprobs": req.prompt_logprobs,
     }

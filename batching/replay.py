@@ -61,4 +61,5 @@ def _request(record: Mapping[str, Any], stopped: set[str]) -> Request:
         record["due"],
         SamplingParams(**record["sampling"]),
         stop=lambda req: req.id in stopped,
+        prompt_logprobs=record["prompt_logprobs"],
     )

@@ -55,11 +55,18 @@ def outputs(requests: list[Request]) -> dict[str, list[int]]:
 
 
 def run(
-    demo: Loaded, mode: str, *, num_blocks: int = 1024, log=None, plans: list | None = None
+    demo: Loaded,
+    mode: str,
+    *,
+    requests: list[Request] | None = None,
+    num_blocks: int = 1024,
+    log=None,
+    plans: list | None = None,
+    **changes: int,
 ) -> tuple[Driver, list[Request]]:
-    """All 64 at once through the real scheduler, driver and executor, on one thread."""
+    """All 64, or `requests`, at once through the real scheduler, driver and executor, on one thread."""
     config = demo.model.config
-    limits = Limits(max_batch_size=64, max_context=config.block_size, num_blocks=num_blocks)
+    limits = Limits(**{"max_batch_size": 64, "max_context": config.block_size, "num_blocks": num_blocks} | changes)
     cache = KVCache(
         config.n_layer, num_blocks, 16, config.n_head, config.head_size, kv_dtype(demo.dtype, demo.device), demo.device
     )
@@ -67,7 +74,7 @@ def run(
     driver = Driver(Scheduler(POLICIES[mode](), limits), time.monotonic, lambda req: None, log)
     submit = executor.submit
     executor.submit = lambda step: (plans.append(step.plan()) if plans is not None else None, submit(step))  # type: ignore[method-assign]
-    requests = requests_for(demo)
+    requests = requests_for(demo) if requests is None else requests
     for req in requests:
         driver.submit(req)
     while driver.iterate(executor) is not None:
@@ -92,6 +99,32 @@ def test_preemption_and_recompute_change_no_token_and_the_log_replays_to_the_sam
     driver, requests = run(demo, "dynamic", num_blocks=60, log=log.append, plans=plans)
     assert driver.stats.summary(0, live=False)["preemptions"] > 5
     assert outputs(requests) == alone
+    assert replay(log) == plans
+
+
+def alike(demo: Loaded) -> list[Request]:
+    """Thirty with three beginnings of three full blocks, in turn; every fifth is no longer than that, and hits in full."""
+    words = demo.tokenizer.encode(TEXT) * 3
+    requests = []
+    for i in range(30):
+        prompt = words[i % 3 : i % 3 + 48] + ([] if i % 5 == 0 else words[i : i + i % 7 + 1])
+        sampling = SamplingParams(temperature=0.9, top_k=40, seed=i) if i % 2 else SamplingParams()
+        requests.append(Request(str(i), prompt, 5 + i, list(Priority)[i % 2], sampling=sampling))
+    return requests
+
+
+@pytest.mark.parametrize("num_blocks", [1024, 30], ids=["memory", "little memory"])
+@pytest.mark.parametrize("mode", ["dynamic", "mixed"])
+def test_sharing_prefixes_changes_no_token(demo, mode, num_blocks):
+    size = {"max_batch_size": 8, "token_budget": 64, "num_blocks": num_blocks}
+    log: list[dict] = []
+    plans: list[tuple] = []
+    _, without = run(demo, mode, requests=alike(demo), **size)
+    driver, shared = run(demo, mode, requests=alike(demo), prefix_caching=True, log=log.append, plans=plans, **size)
+    assert outputs(shared) == outputs(without)
+    stats = driver.stats.summary(0, live=False)
+    assert stats["prefix_cache_hits"] > 1000 * (num_blocks > 30)
+    assert stats["prefix_cache_hits"] > 0
     assert replay(log) == plans
 
 
