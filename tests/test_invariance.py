@@ -114,7 +114,7 @@ def alike(demo: Loaded) -> list[Request]:
 
 
 @pytest.mark.parametrize("num_blocks", [1024, 30], ids=["memory", "little memory"])
-@pytest.mark.parametrize("mode", ["dynamic", "mixed"])
+@pytest.mark.parametrize("mode", ["dynamic", "mixed", "batchllm"])
 def test_sharing_prefixes_changes_no_token(demo, mode, num_blocks):
     size = {"max_batch_size": 8, "token_budget": 64, "num_blocks": num_blocks}
     log: list[dict] = []

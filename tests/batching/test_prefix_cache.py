@@ -5,6 +5,7 @@ import pytest
 
 from batching.blocks import BlockPool, chain
 from batching.driver import Driver
+from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.orca import Orca
@@ -130,7 +131,7 @@ def test_the_example_of_the_design_note_on_the_scheduler():
     assert (run.rows("req2")[0].start, run.rows("req2")[0].count) == (12, 17)
 
 
-@pytest.mark.parametrize("policy", [Dynamic, Mixed])
+@pytest.mark.parametrize("policy", [Dynamic, Mixed, POLICIES["batchllm"]])
 def test_a_full_hit_computes_its_last_full_block_again(policy: type[Policy]):
     run = Run(policy()).serve(Request("a", [*A], 3)).serve(Request("b", [*A], 3))
     first = run.rows("b")[0]
