@@ -56,12 +56,8 @@ class View(NamedTuple):
     free_seats: int
     step_time: StepTime  # what a step will take, learned from the steps so far
     # The blocks that hold the beginning of a waiting request, all but its last token at most; None where nobody looks.
-    cached: Callable[[Request], Sequence[int] | None] = lambda req: None
+    cached_prefix: Callable[[Request], Sequence[int] | None] = lambda req: None
     references: Callable[[int], int] = lambda block: 1  # how many requests hold a block
-
-    def cached_prefix(self, req: Request) -> int:
-        """Tokens of a waiting request that need not be computed, since the prefix cache holds them."""
-        return len(self.cached(req) or ()) * self.limits.block_size
 
 
 class PlanError(Exception):
@@ -143,7 +139,7 @@ class Planner:
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
         admits = req.state is State.WAITING
-        shared = self._view.cached(req) if admits and want is None else None
+        shared = self._view.cached_prefix(req) if admits and want is None else None
         start = self._start(req, shared)
         count = self._chunk(req, start) if want is None else want
         columns = max(start + count + pad, span, reserve)
@@ -245,7 +241,7 @@ class Planner:
 
     def prefix_coming(self, req: Request) -> bool:
         """Whether a request that runs computes the block that `req` lacks first: soon it can share it instead."""
-        shared = self._view.cached(req)
+        shared = self._view.cached_prefix(req)
         lacks = () if shared is None else req.keys[len(shared) : shareable(req, self._block_size)]
         if self._coming is None:
             running = {*self._view.resident, *self._work}.difference(self._preempt)

@@ -181,10 +181,10 @@ class Scheduler:
         waiting = () if self._switches else tuple(self._waiting)
         blocks = self.blocks
         return View(
-            waiting, resident, done, self.limits, blocks.num_free, seats, self.step_time, self._cached, blocks.references
+            waiting, resident, done, self.limits, blocks.num_free, seats, self.step_time, self._cached_prefix, blocks.references
         )
 
-    def _cached(self, req: Request) -> Sequence[int] | None:
+    def _cached_prefix(self, req: Request) -> Sequence[int] | None:
         """The blocks in which the prefix cache holds the beginning of a waiting request; None where it is not asked: the
         log probabilities of a prompt's tokens come from computing them."""
         if not self.limits.prefix_caching or req.state is not State.WAITING or req.blocks or req.prompt_logprobs:
