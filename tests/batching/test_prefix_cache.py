@@ -9,7 +9,7 @@ from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.orca import Orca
-from batching.policy import Limits, Planner, Policy, View
+from batching.policy import Limits, PlanError, Planner, Policy, View
 from batching.replay import replay
 from batching.request import Priority, Request, RequestError, State
 from batching.scheduler import Scheduler
@@ -246,6 +246,7 @@ def test_generated_tokens_are_a_prefix_too():
     run = Run().serve(first := Request("first", [*A], 9))
     run.serve(Request("second", [*first.tokens, 5, 5, 5], 2))
     assert run.admitted("second").cached == 16, "17 tokens, the last of which was never fed back"
+    assert (list(first.blocks), first.num_entered) == ([], 0), "what it held is the cache's"
 
 
 def test_a_cancelled_request_leaves_the_blocks_that_were_complete():
@@ -350,6 +351,17 @@ def test_a_request_with_a_hit_is_refused_if_free_blocks_that_it_would_hold_leave
     plan = Planner(view)
     assert plan.run(waiting) == 0, "one block shared, two more to fill, two free of which one is the shared one"
     assert plan.refusal == "blocks"
+
+
+def test_a_policy_that_reaches_past_the_planner_cannot_have_a_shared_block_overwritten():
+    pool = BlockPool(3, 4)
+    pool.allocate(1)
+    view = view_of(pool, [], [waiting := Request("c", [0] * 12, 1)], [1])
+    plan = Planner(view)
+    plan.free_blocks = 10**9
+    plan.run(waiting)
+    with pytest.raises(PlanError, match="no more blocks than are free"):
+        plan.plan(view)
 
 
 def test_random_workloads_read_only_what_is_theirs():

@@ -102,6 +102,7 @@ class Machine(RuleBasedStateMachine):
         for req in self.submitted:
             assert 0 <= req.num_computed <= req.num_tokens or req.state is State.ANSWERED
             assert req.num_generated <= req.max_tokens
+            assert req.num_entered <= len(req.blocks)
             if req.state is State.WAITING:
                 assert not req.blocks
             if req.state is State.ANSWERED and not req.in_flight:
