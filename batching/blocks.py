@@ -6,7 +6,7 @@ known. A full block may be shared, since nobody writes to it again. It keeps its
 """
 
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
@@ -107,23 +107,23 @@ class References:
 
     def __init__(self, now: Callable[[int], int]) -> None:
         self._now = now
-        self._change: Counter[int] = Counter()
+        self._change: dict[int, int] = {}
 
     def of(self, block: int) -> int:
-        return self._now(block) + self._change[block]
+        return self._now(block) + self._change.get(block, 0)
 
     def take(self, blocks: Iterable[int]) -> int:
         """One reference more to each. Returns how many were free."""
         were_free = 0
         for block in blocks:
             were_free += not self.of(block)
-            self._change[block] += 1
+            self._change[block] = self._change.get(block, 0) + 1
         return were_free
 
     def give(self, blocks: Iterable[int]) -> int:
         """One reference less to each. Returns how many are free now."""
         are_free = 0
         for block in blocks:
-            self._change[block] -= 1
+            self._change[block] = self._change.get(block, 0) - 1
             are_free += not self.of(block)
         return are_free

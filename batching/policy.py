@@ -143,15 +143,17 @@ class Planner:
         start = self._start(req, shared)
         count = self._chunk(req, start) if want is None else want
         columns = max(start + count + pad, span, reserve)
-        blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks) - len(shared or ()))
-        unheld = sum(not self._references.of(block) for block in shared or ())  # free, but not to be overwritten
+        blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks))
+        if shared:
+            blocks -= len(shared)
+        unheld = sum(not self._references.of(block) for block in shared) if shared else 0  # free, but not to be overwritten
         self.refusal = self._lacks(req, count, pad, blocks + unheld)
         if self.refusal:
             self._refused[req.id] = REFUSALS[self.refusal]
             return 0
         self._refused.pop(req.id, None)
         self.budget -= count + pad
-        self.free_blocks -= blocks + self._references.take(shared or ())
+        self.free_blocks -= blocks + (self._references.take(shared) if shared else 0)
         self.free_seats -= admits
         self._work[req] = Work(req, count, pad, span, shared)
         self._blocks[req] = blocks
@@ -162,7 +164,7 @@ class Planner:
 
     def _start(self, req: Request, shared: Sequence[int] | None) -> int:
         """The first column that is not computed."""
-        return req.num_computed + len(shared or ()) * self._block_size
+        return req.num_computed + len(shared) * self._block_size if shared else req.num_computed
 
     def _chunk(self, req: Request, start: int) -> int:
         """As many tokens as budget and time leave. A step that would else be empty takes a block's worth, whatever its time."""
@@ -270,7 +272,7 @@ class Planner:
         freed = [*plan.preempt, *filter(may_free, plan.release)]
         references = References(view.references)
         blocks = view.free_blocks + sum(references.give(req.blocks) for req in freed)
-        blocks -= sum(references.take(work.shared or ()) for work in plan.work)
+        blocks -= sum(references.take(work.shared) for work in plan.work if work.shared)
         joining = sum(work.req.state is State.WAITING for work in plan.work)
         tokens = sum(work.count + work.pad for work in plan.work)
         for kept, rule in (

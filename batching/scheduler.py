@@ -120,7 +120,8 @@ class Scheduler:
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
                 continue
-            self._enter(row)
+            if self.limits.prefix_caching:
+                self._enter(row)
             req.logprobs.update(result.logprobs.get(req.id, {}))
             if self._wants_token(row):
                 self._append(req, result.tokens[req.id], result.ended)
@@ -242,7 +243,8 @@ class Scheduler:
             self._vacate(req)
         self._settle(now)
         for work in plan.work:  # before any is handed out: a block that is free can hold what another request shares
-            self.blocks.share(work.shared or ())
+            if work.shared:
+                self.blocks.share(work.shared)
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
         if not rows:
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
@@ -283,7 +285,7 @@ class Scheduler:
         """A step is complete: the blocks that it filled may be shared from now on. Not those of a request that has failed,
         nor of one that has lost its blocks meanwhile."""
         req, block_size = row.req, self.limits.block_size
-        if not self.limits.prefix_caching or not req.blocks or req.error is not None:
+        if not req.blocks or req.error is not None:
             return
         keys = chain(req.keys, req.tokens, block_size)
         while (req.num_entered + 1) * block_size <= row.start + row.count:
