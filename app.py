@@ -70,6 +70,7 @@ def load_engine(settings: Settings) -> Engine:
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
     )
     limits, probes = probe(executor, limits)
+    limits = replace(limits, prefix_caching=settings.prefix_caching == "on")
     if settings.tbt_slo_ms:
         limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {

@@ -103,6 +103,9 @@ class Settings:
     kv_memory_gb: float | None = _setting(
         None, _number(0.001, 4096), "KV cache; default: half of what is free, at most 4 on a CPU"
     )
+    prefix_caching: str = _setting(
+        "on", _one_of("on", "off"), "share KV blocks between requests that begin alike, in modes that cut prompts into chunks"
+    )
     tbt_slo_ms: float = _setting(
         0.0, _number(0, 3.6e6), "time between tokens to keep; default: 4 times a full decode step, measured at start"
     )

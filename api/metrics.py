@@ -30,6 +30,8 @@ COUNTERS = (  # the last word, _total, is added where they are written out
     ("vllm:num_preemptions", "preemptions", "Times that a request lost its seat, to run again later."),
     ("vllm:prompt_tokens", "prompt_tokens", "Prompt tokens of requests that have got their first token."),
     ("vllm:generation_tokens", "output_tokens", "Tokens generated."),
+    ("vllm:prefix_cache_queries", "prefix_cache_queries", "Tokens of new requests that were looked up in the prefix cache."),
+    ("vllm:prefix_cache_hits", "prefix_cache_hits", "Of these, the tokens that it held."),
     ("batchlab_steps", "steps", "Steps (iterations) of the engine."),
     ("batchlab_busy_seconds", "busy_s", "Time during which a step was computed."),
     ("batchlab_computed_tokens", "computed_tokens", "Tokens computed: prompts, decodes, and what is computed again."),

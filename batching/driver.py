@@ -159,4 +159,5 @@ def describe_request(req: Request) -> dict[str, Any]:
         "due": req.due,
         "sampling": asdict(req.sampling),
         "output_len": req.output_len,
+        "prompt_logprobs": req.prompt_logprobs,
     }

@@ -5,12 +5,12 @@ overcommit blocks, seats or tokens; what it cannot express breaks a rule and rai
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
-from batching.blocks import blocks_for
+from batching.blocks import References, blocks_for
 from batching.request import Lane, Request, State
 from batching.step_time import Load, StepTime
 
@@ -29,11 +29,12 @@ class Limits:
     max_queue: int = 1024
     tbt_slo_ms: float = 200.0  # time between tokens to keep where a policy's own parameters name none
     lanes: int = 1  # that compute side by side, each one step at a time; with 1 all steps take turns
+    prefix_caching: bool = False  # full KV blocks are shared by requests whose tokens begin alike
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
         for limit in fields(self):
-            if limit.name != "tbt_slo_ms" and getattr(self, limit.name) < 1:
+            if limit.type is int and getattr(self, limit.name) < 1:
                 raise ValueError(f"{limit.name}: must be at least 1, not {getattr(self, limit.name)}")
         if not self.tbt_slo_ms > 0:
             raise ValueError(f"tbt_slo_ms: must be more than 0, not {self.tbt_slo_ms}")
@@ -58,6 +59,9 @@ class View(NamedTuple):
     free_seats: int
     step_time: StepTime  # what a step will take, learned from the steps so far
     busy: Collection[Lane] = ()  # lanes with a step under way; never any where lanes take turns
+    # The blocks that hold the beginning of a waiting request, all but its last token at most; None where nobody looks.
+    cached_prefix: Callable[[Request], Sequence[int] | None] = lambda req: None
+    references: Callable[[int], int] = lambda block: 1  # how many requests hold a block
 
 
 class PlanError(Exception):
@@ -70,12 +74,14 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`count` tokens of `req` in this step, followed by `pad` columns of padding; attention over at least `span` columns."""
+    """`count` tokens of `req` in this step, followed by `pad` columns of padding; attention over at least `span` columns.
+    `shared`: the blocks with which a request is admitted, found in the prefix cache; None where nobody looked."""
 
     req: Request
     count: int
     pad: int = 0
     span: int = 0
+    shared: Sequence[int] | None = None
 
 
 class Plan(NamedTuple):
@@ -97,6 +103,7 @@ REFUSALS = {
     "seats": "waits: all sequence slots are taken",
     "blocks": "waits: too few KV blocks are free",
     "in flight": "waits: a step that computes it is still under way",
+    "prefix": "waits: a request that runs computes its prefix",
 }
 
 
@@ -124,6 +131,8 @@ class Planner:
         self._drop: list[Request] = []
         self._promote: list[Request] = []
         self._wake_at: float | None = None
+        self._references = References(view.references)
+        self._coming: set[bytes] | None = None  # keys of the blocks that running requests are to compute, once asked for
         self._refused: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self.load = Load()  # what the step computes so far
@@ -131,8 +140,8 @@ class Planner:
     def run(self, req: Request, want: int | None = None, *, pad: int = 0, span: int = 0, reserve: int = 0) -> int:
         """Compute the next tokens of `req`, admitting it if it waits. Returns the tokens granted, 0 if refused.
 
-        Without `want` as many as the budget leaves, with it exactly so many. `reserve`: KV columns to hold for it from
-        now on, however many it uses (Orca, static).
+        Without `want` as many as the budget leaves, behind what the prefix cache holds of it; with it exactly so many.
+        `reserve`: KV columns to hold for it from now on, however many it uses (Orca, static).
         """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
         self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
@@ -140,34 +149,45 @@ class Planner:
         whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
-        count = self._chunk(req) if want is None else want
         admits = req.state is State.WAITING
-        columns = max(req.num_computed + count + pad, span, reserve)
+        shared = self._view.cached_prefix(req) if admits and want is None else None
+        start = self._start(req, shared)
+        count = self._chunk(req, start) if want is None else want
+        columns = max(start + count + pad, span, reserve)
         blocks = max(0, blocks_for(columns, self._block_size) - len(req.blocks))
-        self.refusal = self._lacks(req, count, pad, blocks)
+        if shared:
+            blocks -= len(shared)
+        unheld = sum(not self._references.of(block) for block in shared) if shared else 0  # free, but not to be overwritten
+        self.refusal = self._lacks(req, count, pad, blocks + unheld)
         if self.refusal:
             self._refused[req.id] = REFUSALS[self.refusal]
             return 0
         self._refused.pop(req.id, None)
         self.budget -= count + pad
-        self.free_blocks -= blocks
+        self.free_blocks -= blocks + (self._references.take(shared) if shared else 0)
         self.free_seats -= admits
-        self._work[req] = Work(req, count, pad, span)
+        self._work[req] = Work(req, count, pad, span, shared)
         self._blocks[req] = blocks
-        self.load = self.load.plus(count, req.num_computed)
+        self.load = self.load.plus(count, start)
+        if self._coming is not None:
+            self._coming.update(req.keys[len(shared or ()) :])
         return count
 
-    def _chunk(self, req: Request) -> int:
+    def _start(self, req: Request, shared: Sequence[int] | None) -> int:
+        """The first column that is not computed."""
+        return req.num_computed + len(shared) * self._block_size if shared else req.num_computed
+
+    def _chunk(self, req: Request, start: int) -> int:
         """As many tokens as budget and time leave. A step that would else be empty takes a block's worth, whatever its time."""
-        count = min(req.remaining, self.budget)
-        if self.time_limit_s is None or self._in_time(req, count):
+        count = min(req.num_tokens - start, self.budget)
+        if self.time_limit_s is None or self._in_time(count, start):
             return count
         least = 0 if self._work else min(count, self._block_size)
-        return max(least, bisect_left(range(count), True, key=lambda n: not self._in_time(req, n + 1)))
+        return max(least, bisect_left(range(count), True, key=lambda n: not self._in_time(n + 1, start)))
 
-    def _in_time(self, req: Request, count: int) -> bool:
+    def _in_time(self, count: int, start: int) -> bool:
         limit = self.time_limit_s
-        return limit is None or self._view.step_time.bound(self.load.plus(count, req.num_computed)) <= limit
+        return limit is None or self._view.step_time.bound(self.load.plus(count, start)) <= limit
 
     def _lacks(self, req: Request, count: int, pad: int, blocks: int) -> str | None:
         if self.budget < max(1, count + pad):
@@ -205,8 +225,8 @@ class Planner:
         self._rule(work is not None or leaves or drops, "only what holds a seat or KV blocks is preempted", req)
         if work:
             self.budget += work.count + work.pad
-            self.load = Load.of((other.count, other.req.num_computed) for other in self._work.values())
-            self.free_blocks += self._blocks.pop(req)
+            self.load = Load.of((other.count, self._start(other.req, other.shared)) for other in self._work.values())
+            self.free_blocks += self._blocks.pop(req) + self._references.give(work.shared or ())
         if work or leaves:
             self.free_seats += 1
         if leaves:
@@ -215,7 +235,7 @@ class Planner:
                 self._to_tail.append(req)
         if drops:
             self._drop.append(req)
-            self.free_blocks += len(req.blocks)
+            self.free_blocks += self._references.give(req.blocks)
 
     def release(self, *reqs: Request) -> None:
         """Answer finished requests and give their seats and blocks back."""
@@ -224,7 +244,7 @@ class Planner:
             self._rule(req not in self._work and req not in self._release, "one decision a request", req)
             self._release.append(req)
             if may_free(req):
-                self.free_blocks += len(req.blocks)
+                self.free_blocks += self._references.give(req.blocks)
                 self.free_seats += 1
 
     def promote(self, req: Request, why: str) -> None:
@@ -242,6 +262,18 @@ class Planner:
         if not isfinite(time):
             raise PlanError("time-outs end", f"wait_until({time})")
         self._wake_at = time if self._wake_at is None else min(time, self._wake_at)
+
+    def prefix_coming(self, req: Request) -> bool:
+        """Whether a request that runs computes the block that `req` lacks first: soon it can share it instead."""
+        shared = self._view.cached_prefix(req)
+        lacks = () if shared is None else req.keys[len(shared) : shareable(req, self._block_size)]
+        if self._coming is None:
+            running = {*self._view.resident, *self._work}.difference(self._preempt)
+            self._coming = {key for other in running for key in other.keys[other.num_entered :]}
+        if not lacks or lacks[0] not in self._coming:
+            return False
+        self._refused[req.id] = REFUSALS["prefix"]
+        return True
 
     @property
     def preempted(self) -> Sequence[Request]:
@@ -268,7 +300,9 @@ class Planner:
         reasons = self._refused | self._reasons
         plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, reasons, self.lane)
         released = [*filter(may_free, plan.release)]
-        blocks = view.free_blocks + sum(len(req.blocks) for req in (*plan.drop, *released))
+        references = References(view.references)
+        blocks = view.free_blocks + sum(references.give(req.blocks) for req in (*plan.drop, *released))
+        blocks -= sum(references.take(work.shared) for work in plan.work if work.shared)
         joining = sum(work.req.state is State.WAITING for work in plan.work)
         tokens = sum(work.count + work.pad for work in plan.work)
         for kept, rule in (
@@ -285,6 +319,11 @@ class Planner:
     def _rule(self, kept: bool, rule: str, req: Request) -> None:
         if not kept:
             raise PlanError(rule, f"request {req.id} ({req.state.value}, {req.remaining} tokens to compute)")
+
+
+def shareable(req: Request, block_size: int) -> int:
+    """How many of a waiting request's blocks may be others': full ones, and at least its last token is left to compute."""
+    return (len(req.tokens) - 1) // block_size
 
 
 def may_free(req: Request) -> bool:

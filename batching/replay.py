@@ -62,4 +62,5 @@ def _request(record: Mapping[str, Any], stopped: set[str]) -> Request:
         SamplingParams(**record["sampling"]),
         stop=lambda req: req.id in stopped,
         output_len=record["output_len"],
+        prompt_logprobs=record["prompt_logprobs"],
     )

@@ -92,6 +92,8 @@ class Request:
     num_pending: int = field(init=False, default=0)  # tokens being sampled by steps under way
     in_flight: int = field(init=False, default=0)  # steps under way that contain this request
     blocks: array = field(init=False, default_factory=lambda: array("i"))  # its KV block table, int32
+    keys: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for
+    num_entered: int = field(init=False, default=0)  # blocks that are complete, and known to the prefix cache
     state: State = field(init=False, default=State.WAITING)
     finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"
     error: RequestError | None = field(init=False, default=None)

@@ -9,10 +9,10 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
-from batching.blocks import BlockPool
+from batching.blocks import BlockPool, chain
 from batching.policies import mode_of
 from batching.policies.dynamic import Dynamic
-from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free
+from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free, shareable
 from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
 from batching.step_time import Load, StepTime
@@ -121,6 +121,8 @@ class Scheduler:
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
                 continue
+            if self.limits.prefix_caching:
+                self._enter(row)
             req.logprobs.update(result.logprobs.get(req.id, {}))
             if self._wants_token(row):
                 self._append(req, result.tokens[req.id], result.ended)
@@ -182,7 +184,16 @@ class Scheduler:
         seats = self.limits.max_batch_size - len(self._resident) - sum(self._lingering.values())
         waiting = () if self._switches else tuple(self._waiting)
         busy = () if in_order else {step.lane for step in self._under_way.values()}
-        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time, busy)
+        free, find, references = self.blocks.num_free, self._cached_prefix, self.blocks.references
+        return View(waiting, resident, done, self.limits, free, seats, self.step_time, busy, find, references)
+
+    def _cached_prefix(self, req: Request) -> Sequence[int] | None:
+        """The blocks in which the prefix cache holds the beginning of a waiting request; None where it is not asked: the
+        log probabilities of a prompt's tokens come from computing them."""
+        if not self.limits.prefix_caching or req.state is not State.WAITING or req.blocks or req.prompt_logprobs:
+            return None
+        keys = chain(req.keys, req.tokens, self.limits.block_size)
+        return self.blocks.find(keys[: shareable(req, self.limits.block_size)])
 
     def _keep_deadline(self, deadline: float, req: Request) -> None:
         heappush(self._deadlines, (deadline, next(self._sequence), req))
@@ -202,6 +213,7 @@ class Scheduler:
             self._last_good = self.policy
             self.policy = self._switches.pop(0)
             self._empty_plans = 0
+            self.blocks.forget()  # so that modes are compared from the same start
             for req in list(self._waiting):
                 if refusal := self._refusal(req):
                     self._fail(req, refusal, now)
@@ -236,6 +248,9 @@ class Scheduler:
             self._released.append(req)
             self._vacate(req)
         self._settle(now)
+        for work in plan.work:  # before any is handed out: a block that is free can hold what another request shares
+            if work.shared:
+                self.blocks.share(work.shared)
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
         plans = [*self._untold, plan]
         if not rows:
@@ -265,6 +280,11 @@ class Scheduler:
             self._resident.append(req)
             req.state = State.RESIDENT
             req.admitted_at = now if req.admitted_at is None else req.admitted_at
+        cached = None
+        if work.shared is not None:
+            req.blocks.extend(work.shared)
+            req.num_entered = len(work.shared)
+            req.num_computed = cached = req.num_entered * self.limits.block_size
         req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
         req.num_computed += work.count
@@ -273,7 +293,18 @@ class Scheduler:
         req.in_flight += 1
         if samples and req.num_generated == req.max_tokens:
             req.state, req.finish_reason = State.DONE, "length"
-        return Row(req, start, work.count, work.pad, work.span, samples)
+        return Row(req, start, work.count, work.pad, work.span, samples, cached)
+
+    def _enter(self, row: Row) -> None:
+        """A step is complete: the blocks that it filled may be shared from now on. Not those of a request that has failed,
+        nor of one that has lost its blocks meanwhile."""
+        req, block_size = row.req, self.limits.block_size
+        if not req.blocks or req.error is not None:
+            return
+        keys = chain(req.keys, req.tokens, block_size)
+        while (req.num_entered + 1) * block_size <= row.start + row.count:
+            self.blocks.enter(keys[req.num_entered], req.blocks[req.num_entered])
+            req.num_entered += 1
 
     def _wants_token(self, row: Row) -> bool:
         """Not a row that only prefilled, nor one of a request that has ended since its step was planned."""
@@ -352,3 +383,4 @@ class Scheduler:
     def _free(self, req: Request) -> None:
         self.blocks.free(req.blocks)
         req.blocks = array("i")
+        req.num_entered = 0

@@ -68,6 +68,10 @@ class Stats:
             counts.batch_sizes[sum(row.count > 0 for row in step.rows)] += 1
             counts.preemptions += len(step.preempted)
             counts.promotions += len(step.promoted)
+            for row in step.rows:
+                if row.cached is not None and not row.req.preemptions:  # as vLLM counts
+                    counts.prefix_cache_queries += len(row.req.tokens)
+                    counts.prefix_cache_hits += row.cached
             counts.recomputed_tokens += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
             self._totals.histograms.step_tokens.observe(computed)
             latest = {(request, why) for _, _, request, why in self._decisions}
@@ -143,6 +147,11 @@ class Stats:
                 "padding_share": since.padding_tokens / work if work else 0.0,
                 "graph_padding_rows": since.graph_padding_rows,
                 "recomputed_tokens": since.recomputed_tokens,
+                "prefix_cache_queries": since.prefix_cache_queries,
+                "prefix_cache_hits": since.prefix_cache_hits,
+                "prefix_cache_hit_rate": since.prefix_cache_hits / since.prefix_cache_queries
+                if since.prefix_cache_queries
+                else None,
                 "preemptions": since.preemptions,
                 "promotions": since.promotions,
                 "peak_blocks_in_use": int(self._peak_blocks),

@@ -17,7 +17,8 @@ class Row:
     """One request's share of a step, as committed: KV columns [start, start + count) are computed and written.
 
     `pad` columns of padding follow them (a static batch's rectangle); count 0 with pad 1 is a finished row that keeps its
-    seat. Attention reads at least `span` columns, those beyond the row's own context masked.
+    seat. Attention reads at least `span` columns, those beyond the row's own context masked. `cached`: the columns before
+    `start` that the prefix cache held, in the step that admits the request; None in others, and where nobody looked.
     """
 
     req: Request
@@ -26,6 +27,7 @@ class Row:
     pad: int
     span: int
     samples: bool  # the chunk reaches num_tokens, so the next token is drawn
+    cached: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Step:
     def num_tokens(self) -> int:
         """Tokens computed, padding left out."""
         return sum(row.count for row in self.rows)
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that were found in the prefix cache instead."""
+        return sum(row.cached or 0 for row in self.rows)
 
     @property
     def num_padding(self) -> int:

@@ -69,6 +69,7 @@ class StepLog:
             "running": len(self._seats),
             "kv": round(kv, 4),
             "computed": step.num_tokens,
+            "cached": step.num_cached,
             "tokens": 0,
             "padding": step.num_padding,
             "why": reasons,

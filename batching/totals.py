@@ -42,6 +42,8 @@ class Counts:
     padding_tokens: int = 0  # in the plans: the rectangle of a static batch
     graph_padding_rows: int = 0  # added by the executor
     recomputed_tokens: int = 0
+    prefix_cache_queries: int = 0  # tokens of requests that were admitted after a look into the prefix cache
+    prefix_cache_hits: int = 0  # and of these, those that it held
     preemptions: int = 0
     promotions: int = 0
     prompt_tokens: int = 0  # of the requests that have got their first token

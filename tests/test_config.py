@@ -143,6 +143,7 @@ CHANGED: dict[str, Any] = {
     "max_batch_size": 4,
     "batch_timeout_ms": 12.5,
     "token_budget": 100,
+    "prefix_caching": "off",
     "max_queue": 7,
     "kv_memory_gb": 0.1,
     "api_key": "a-key",

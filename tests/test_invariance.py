@@ -55,11 +55,18 @@ def outputs(requests: list[Request]) -> dict[str, list[int]]:
 
 
 def run(
-    demo: Loaded, mode: str, *, seats: int = 64, num_blocks: int = 1024, log=None, plans: list | None = None
+    demo: Loaded,
+    mode: str,
+    *,
+    requests: list[Request] | None = None,
+    num_blocks: int = 1024,
+    log=None,
+    plans: list | None = None,
+    **changes: int,
 ) -> tuple[Driver, list[Request]]:
-    """All 64 at once through the real scheduler, driver and executor, on one thread."""
+    """All 64, or `requests`, at once through the real scheduler, driver and executor, on one thread."""
     config = demo.model.config
-    limits = Limits(max_batch_size=seats, max_context=config.block_size, num_blocks=num_blocks)
+    limits = Limits(**{"max_batch_size": 64, "max_context": config.block_size, "num_blocks": num_blocks} | changes)
     cache = KVCache(
         config.n_layer, num_blocks, 16, config.n_head, config.head_size, kv_dtype(demo.dtype, demo.device), demo.device
     )
@@ -67,7 +74,7 @@ def run(
     driver = Driver(Scheduler(POLICIES[mode](), limits), time.monotonic, lambda req: None, log)
     submit = executor.submit
     executor.submit = lambda step: (plans.append(step.plan()) if plans is not None else None, submit(step))  # type: ignore[method-assign]
-    requests = requests_for(demo)
+    requests = requests_for(demo) if requests is None else requests
     for req in requests:
         driver.submit(req)
     while driver.iterate(executor) is not None:
@@ -98,7 +105,7 @@ def test_preemption_and_recompute_change_no_token_and_the_log_replays_to_the_sam
 def test_preemption_that_keeps_the_kv_changes_no_token_and_computes_none_again(demo, alone):
     log: list[dict] = []
     plans: list[tuple] = []
-    driver, requests = run(demo, "fastserve", seats=8, log=log.append, plans=plans)
+    driver, requests = run(demo, "fastserve", max_batch_size=8, log=log.append, plans=plans)
     stats = driver.stats.summary(0, live=False)
     assert stats["preemptions"] > 20
     assert stats["recomputed_tokens"] == 0
@@ -107,9 +114,37 @@ def test_preemption_that_keeps_the_kv_changes_no_token_and_computes_none_again(d
 
 
 def test_where_memory_is_short_fastserve_recomputes_and_changes_no_token(demo, alone):
-    driver, requests = run(demo, "fastserve", seats=8, num_blocks=40)
+    driver, requests = run(demo, "fastserve", max_batch_size=8, num_blocks=40)
     assert driver.stats.summary(0, live=False)["recomputed_tokens"] > 0
     assert outputs(requests) == alone
+
+
+def alike(demo: Loaded) -> list[Request]:
+    """Twenty with three beginnings of three full blocks, in turn; every fifth is no longer than that, and hits in full."""
+    words = demo.tokenizer.encode(TEXT) * 3
+    requests = []
+    for i in range(20):
+        prompt = words[i % 3 : i % 3 + 48] + ([] if i % 5 == 0 else words[i : i + i % 7 + 1])
+        sampling = SamplingParams(temperature=0.9, top_k=40, seed=i) if i % 2 else SamplingParams()
+        requests.append(Request(str(i), prompt, 3 + i % 7, list(Priority)[i % 2], sampling=sampling))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def alike_alone(demo: Loaded) -> dict[str, list[int]]:
+    return outputs(run(demo, "nobatch", requests=alike(demo))[1])
+
+
+@pytest.mark.parametrize("num_blocks", [1024, 12], ids=["memory", "little memory"])
+@pytest.mark.parametrize("mode", ["dynamic", "mixed", "batchllm"])
+def test_sharing_prefixes_changes_no_token(demo, alike_alone, mode, num_blocks):
+    size = {"max_batch_size": 8, "token_budget": 64, "num_blocks": num_blocks}
+    log: list[dict] = []
+    plans: list[tuple] = []
+    driver, requests = run(demo, mode, requests=alike(demo), prefix_caching=True, log=log.append, plans=plans, **size)
+    assert outputs(requests) == alike_alone
+    assert driver.stats.summary(0, live=False)["prefix_cache_hits"] >= 300
+    assert replay(log) == plans
 
 
 def test_switching_the_mode_twenty_times_under_way_changes_no_token_and_sets_each_event_once(demo, alone, monkeypatch):

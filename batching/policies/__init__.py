@@ -1,5 +1,6 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
+from batching.policies.batchllm import BatchLLM
 from batching.policies.dynamic import Dynamic
 from batching.policies.fastserve import FastServe
 from batching.policies.flover import Flover
@@ -23,6 +24,7 @@ POLICIES: dict[str, type[Policy]] = {
     "fastserve": FastServe,
     "sequence": SequenceScheduling,
     "flover": Flover,
+    "batchllm": BatchLLM,
 }
 
 

@@ -1,7 +1,9 @@
 """Dynamic batching as the LLM field means it: continuous, iteration-level (Orca), with paged KV (Kwon et al. 2023), chunked
 prefill under a token budget (Sarathi-Serve) and recompute preemption. The rule is that of vLLM's V1 scheduler.
 
-Left out: prefix caching, swapping, priorities (see `mixed`).
+What the prefix cache holds of a request is not computed again; nobody waits until it comes to hold something (see `batchllm`).
+
+Left out: swapping, priorities (see `mixed`).
 """
 
 from batching.policy import Planner, Policy, View

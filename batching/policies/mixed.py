@@ -3,6 +3,7 @@
 While immediate requests are there, no step is to last longer than the limit on the time between tokens. They are planned
 first: decodes, then prompts in chunks as large as the limit allows. What the step-time model says is left goes to deferred
 requests, earliest due first (of those due together, common prefixes beside each other), each in the largest chunk that fits;
+of deferred requests that begin alike the first computes the common prefix, and the others wait until it is in the prefix cache;
 some seats and KV blocks stay free for immediate requests to come. An immediate request that lacks a seat or blocks preempts
 deferred ones, latest due first. Without immediate requests neither limit nor reserve applies: deferred work fills the engine
 as under `dynamic`.
@@ -70,12 +71,8 @@ class Mixed(Policy):
         _run(plan, deferred, ranking)
         given_up = plan.preempted or not all(req in plan for req in arriving)  # for others: it is not taken back
         if plan.free_seats and not given_up:
-            _run(
-                plan,
-                sorted((req for req in view.waiting if not plan.urgent(req)), key=self._place),
-                ranking,
-                spare=len(ranking),
-            )
+            in_line = sorted((req for req in view.waiting if not plan.urgent(req)), key=self._place)
+            _run(plan, (req for req in in_line if not plan.prefix_coming(req)), ranking, spare=len(ranking))
         self._count_passes(plan, [req for req in live if not plan.urgent(req)])
         return plan
 

@@ -1,5 +1,6 @@
-"""Submit, step, cancel, switch, failed step, with tiny KV memory, on a CPU's depth, with overlap and with two lanes: the books
-stay right, and replaying what came in gives the same plans."""
+"""Submit, step, cancel, switch, failed step, with tiny KV memory, with and without prefix caching, on a CPU's depth, with
+overlap and with two lanes: the books stay right, nobody reads what another request wrote, and replaying what came in gives the
+same plans."""
 
 from collections import Counter
 
@@ -16,6 +17,7 @@ from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from batching.step_time import Load, Probe
 from simulator.virtual import VirtualClock
+from tests.kv_contents import KVContents
 
 
 class Machine(RuleBasedStateMachine):
@@ -26,11 +28,12 @@ class Machine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 4]),
         depth=st.sampled_from([1, 2]),
         lanes=st.sampled_from([1, 2]),
+        prefix_caching=st.booleans(),
     )
-    def start(self, mode: str, seats: int, blocks: int, block_size: int, depth: int, lanes: int) -> None:
+    def start(self, mode: str, seats: int, blocks: int, block_size: int, depth: int, lanes: int, prefix_caching: bool) -> None:
         self.limits = Limits(
             max_batch_size=seats, token_budget=8, max_prefill_tokens=32, max_context=24, block_size=block_size,
-            num_blocks=blocks, max_queue=6, lanes=lanes,
+            num_blocks=blocks, max_queue=6, lanes=lanes, prefix_caching=prefix_caching,
         )  # fmt: skip
         self.clock = VirtualClock()
         self.depth = max(depth, lanes)
@@ -40,20 +43,22 @@ class Machine(RuleBasedStateMachine):
         self.plans: list[tuple] = []
         self.under_way: list[Step] = []
         self.computing: dict[int, set[int]] = {}  # the blocks of each step under way
+        self.contents = KVContents(block_size)
         self.scheduler = Scheduler(POLICIES[mode](), self.limits)
         self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append)
         for tokens in range(1, 10):
             self.driver.learn(Probe(Load.of([(tokens, 0)]), 0.01 * tokens))
 
     @rule(
-        prompt=st.integers(1, 14), longest=st.integers(1, 12), stop=st.integers(1, 20),
+        prompt=st.integers(1, 14), differs=st.integers(0, 14), longest=st.integers(1, 12), stop=st.integers(1, 20),
         priority=st.sampled_from(Priority), patience=st.none() | st.integers(1, 40),
     )  # fmt: skip
-    def submit(self, prompt: int, longest: int, stop: int, priority: Priority, patience: int | None) -> None:
+    def submit(self, prompt: int, differs: int, longest: int, stop: int, priority: Priority, patience: int | None) -> None:
         now = self.clock.now
         deadline = None if patience is None else now + patience
         name = str(len(self.submitted))
-        req = Request(name, [0] * prompt, longest, priority, now, deadline, stop=lambda req: len(req.output) == stop)
+        tokens = [int(place >= differs) for place in range(prompt)]  # prompts that begin alike
+        req = Request(name, tokens, longest, priority, now, deadline, stop=lambda req: len(req.output) == stop)
         self.submitted.append(req)
         self.driver.submit(req)
 
@@ -72,6 +77,7 @@ class Machine(RuleBasedStateMachine):
             step = self.driver.plan()
             self.clock.now += 0.03  # so that static's time-out passes sooner or later
             if step:
+                self.contents.compute(step)
                 self.plans.append(step.plan())
                 self.under_way.append(step)
                 self.computing[step.id] = {block for row in step.rows for block in row.req.blocks}
@@ -84,6 +90,8 @@ class Machine(RuleBasedStateMachine):
             self.clock.now += 1
             tokens = {} if fails else {row.req.id: row.start + row.count for row in step.rows if row.samples}
             error = RuntimeError("the step was told to fail") if fails else None
+            if error:
+                self.contents.fail(step)
             self.driver.complete(StepResult(step.id, self.clock.now - 1, self.clock.now, tokens, error))
 
     @invariant()
@@ -92,12 +100,14 @@ class Machine(RuleBasedStateMachine):
             return
         pool = self.scheduler.blocks
         held = [block for req in self.submitted for block in req.blocks]
-        assert len(held) == len(set(held)), "no block belongs to two requests"
-        assert pool.num_free + len(held) == self.limits.num_blocks, "allocated + free = total"
+        assert self.limits.prefix_caching or len(held) == len(set(held)), "no block belongs to two requests"
+        assert Counter(held) == Counter({block: pool.references(block) for block in set(held)})
+        assert pool.num_free + len(set(held)) == self.limits.num_blocks, "allocated + free = total"
         assert self.scheduler.num_resident <= self.limits.max_batch_size
         for req in self.submitted:
             assert 0 <= req.num_computed <= req.num_tokens or req.state is State.ANSWERED
             assert req.num_generated <= req.max_tokens
+            assert req.num_entered <= len(req.blocks)
             if req.state in (State.WAITING, State.RESIDENT):
                 assert req.num_computed <= len(req.blocks) * self.limits.block_size, "no column is counted that is not held"
             if req.state is State.WAITING and not (req.preemptions and req.num_computed):

@@ -15,6 +15,7 @@ from batching.request import Priority, Request
 from batching.step import Step
 from simulator.virtual import PolicyFailed, simulate
 from tests.broken_policies import Overreaches, PlansNothing
+from tests.kv_contents import KVContents
 
 workloads = st.lists(
     st.tuples(
@@ -37,6 +38,7 @@ engines = st.builds(
     num_blocks=st.integers(3, 60),
     tbt_slo_ms=st.sampled_from([0.1, 1500, 1e6]),  # a step takes a second: never kept, sometimes, always
     lanes=st.sampled_from([1, 2]),
+    prefix_caching=st.booleans(),
 )
 
 
@@ -87,21 +89,22 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
         assert len(step.rows) <= limits.max_batch_size
         assert len({row.req for row in step.rows}) == len(step.rows)
         assert step.num_tokens + step.num_padding <= max(limits.token_budget, limits.max_prefill_tokens)
-        blocks = [block for row in step.rows for block in row.req.blocks]
-        assert len(blocks) == len(set(blocks)), "a block belongs to one request"
+        contents.compute(step)
         for row in step.rows:
             assert max(row.start + row.count + row.pad, row.span) <= len(row.req.blocks) * limits.block_size
             assert row.samples == (row.count > 0 and row.start + row.count == len(row.req.tokens))
 
+    contents = KVContents(limits.block_size)
     simulate(policy_class(), limits, requests_of(workload), on_step=check)
 
 
 @settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
-    """All there long before the start, no limit on a step's time, and steps too short to use up a quantum: overlap plans a step
-    earlier, when an arrival, a time-out or a measured time may still be to come."""
-    limits = replace(limits, tbt_slo_ms=1e6, lanes=1)
+    """All there long before the start, no limit on a step's time, steps too short to use up a quantum, no prefix caching:
+    overlap plans a step earlier, when an arrival, a time-out, a measured time or a block's becoming complete may still be to
+    come."""
+    limits = replace(limits, tbt_slo_ms=1e6, lanes=1, prefix_caching=False)
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():
