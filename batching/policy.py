@@ -28,11 +28,12 @@ class Limits:
     num_blocks: int = 1024
     max_queue: int = 1024
     tbt_slo_ms: float = 200.0  # time between tokens to keep where a policy's own parameters name none
+    variants: Sequence[str] = ("default",)  # of the model, by name, the most accurate first; a step runs on one of them
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
         for limit in fields(self):
-            if limit.name != "tbt_slo_ms" and getattr(self, limit.name) < 1:
+            if limit.name not in ("tbt_slo_ms", "variants") and getattr(self, limit.name) < 1:
                 raise ValueError(f"{limit.name}: must be at least 1, not {getattr(self, limit.name)}")
         if not self.tbt_slo_ms > 0:
             raise ValueError(f"tbt_slo_ms: must be more than 0, not {self.tbt_slo_ms}")
@@ -53,7 +54,12 @@ class View(NamedTuple):
     limits: Limits
     free_blocks: int
     free_seats: int
-    step_time: StepTime  # what a step will take, learned from the steps so far
+    step_times: Sequence[StepTime]  # what a step will take on each variant of the model, learned from the steps so far
+
+    @property
+    def step_time(self) -> StepTime:
+        """On the first variant, which runs what a policy does not choose another for."""
+        return self.step_times[0]
 
 
 class PlanError(Exception):
@@ -80,6 +86,8 @@ class Plan(NamedTuple):
     release: tuple[Request, ...]
     preempt: tuple[Request, ...]
     promote: tuple[Request, ...]
+    reject: dict[Request, str]  # and why
+    variant: int
     wake_at: float | None
     reasons: dict[str, str]  # by request id
 
@@ -100,6 +108,7 @@ class Planner:
     time_limit_s: float | None = None  # for what `run` chooses from here on; what is asked for exactly is not held to it
     keep_blocks, keep_seats = 0, 0  # that `run` leaves free from here on
     refusal: str | None = None  # what the last `run` lacked, one of REFUSALS; None if it granted
+    variant = 0  # of the model, on which the whole step runs: its place in Limits.variants
 
     def __init__(self, view: View, budget: int | None = None) -> None:
         """`budget` in tokens, padding included; by default the view's `token_budget`."""
@@ -113,6 +122,7 @@ class Planner:
         self._release: list[Request] = []
         self._preempt: list[Request] = []
         self._promote: list[Request] = []
+        self._reject: dict[Request, str] = {}
         self._wake_at: float | None = None
         self._refused: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
@@ -126,6 +136,7 @@ class Planner:
         """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
         self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
+        self._rule(req not in self._reject, "one decision a request", req)
         whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
@@ -156,7 +167,8 @@ class Planner:
 
     def _in_time(self, req: Request, count: int) -> bool:
         limit = self.time_limit_s
-        return limit is None or self._view.step_time.bound(self.load.plus(count, req.num_computed)) <= limit
+        step_time = self._view.step_times[self.variant]
+        return limit is None or step_time.bound(self.load.plus(count, req.num_computed)) <= limit
 
     def _lacks(self, req: Request, count: int, pad: int, blocks: int) -> str | None:
         if self.budget < max(1, count + pad):
@@ -204,6 +216,13 @@ class Planner:
                 self.free_blocks += len(req.blocks)
                 self.free_seats += 1
 
+    def reject(self, req: Request, why: str) -> None:
+        """Answer a waiting request with an error, `deadline_missed`: it could only be served too late to be of use."""
+        self._rule(req.state is State.WAITING, "only waiting requests are rejected", req)
+        self._rule(req not in self._work and req not in self._reject, "one decision a request", req)
+        self._reject[req] = why
+        self.because(req, why)
+
     def promote(self, req: Request, why: str) -> None:
         """Treat a deferred request as immediate from now on."""
         self._rule(req.state in (State.WAITING, State.RESIDENT) and not self.urgent(req), "only deferred requests rise", req)
@@ -235,7 +254,8 @@ class Planner:
     def plan(self, view: View) -> Plan:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
         lists = tuple(self._release), tuple(self._preempt), tuple(self._promote)
-        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, self._refused | self._reasons)
+        work, reasons = tuple(self._work.values()), self._refused | self._reasons
+        plan = Plan(work, self._blocks, *lists, self._reject, self.variant, self._wake_at, reasons)
         freed = [*plan.preempt, *filter(may_free, plan.release)]
         blocks = view.free_blocks + sum(len(req.blocks) for req in freed)
         joining = sum(work.req.state is State.WAITING for work in plan.work)
@@ -245,10 +265,15 @@ class Planner:
             (sum(plan.blocks.values()) <= blocks, "no more blocks than are free"),
             (joining <= view.free_seats + len(freed), "no more requests than there are seats"),
             (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
+            (plan.variant in range(len(view.limits.variants)), "a step runs on a variant that there is"),
+            (all(map(self._fits_variant, plan.work)), "a request goes on with the variant that computed its KV"),
         ):
             if not kept:
                 raise PlanError(rule, f"{tokens} tokens, {joining} joining, {sum(plan.blocks.values())} of {blocks} blocks")
         return plan
+
+    def _fits_variant(self, work: Work) -> bool:
+        return work.req.num_computed == 0 or work.req.variant == self.variant
 
     def _rule(self, kept: bool, rule: str, req: Request) -> None:
         if not kept:

@@ -21,11 +21,12 @@ MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: mor
 
 
 class Scheduler:
-    def __init__(self, policy: Policy, limits: Limits) -> None:
+    def __init__(self, policy: Policy, limits: Limits, step_times: Sequence[StepTime] = ()) -> None:
+        """`step_times`: of each variant of the model, where they are known; else they are learned from nothing."""
         self.policy = policy
         self.limits = limits
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
-        self.step_time = StepTime()  # of this engine: it outlives the policies
+        self.step_times = step_times or [StepTime() for _ in limits.variants]  # of this engine: they outlive the policies
         self.wake_at: float | None = None  # when to plan again though nothing comes in, after next_step gave None
         self._last_resort = Dynamic()
         self._last_good: Policy = self._last_resort  # goes on where the policy breaks a rule
@@ -127,7 +128,7 @@ class Scheduler:
         self._settle(result.ended)
         if result.error is None:
             load = Load.of((row.count + row.pad, row.start) for row in step.rows)
-            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended))
+            self.step_times[step.variant].observe(load, result.ended - max(step.planned_at, self._last_ended))
         self._last_ended = result.ended
         return continued
 
@@ -178,7 +179,7 @@ class Scheduler:
         done = [req for req in self._resident if req.state is State.DONE]
         seats = self.limits.max_batch_size - len(self._resident) - len(self._lingering)
         waiting = () if self._switches else tuple(self._waiting)
-        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_time)
+        return View(waiting, resident, done, self.limits, self.blocks.num_free, seats, self.step_times)
 
     def _keep_deadline(self, deadline: float, req: Request) -> None:
         heappush(self._deadlines, (deadline, next(self._sequence), req))
@@ -210,7 +211,7 @@ class Scheduler:
 
     def _progress(self, plan: Plan, now: float) -> None:
         """Raise PlanError for a plan after which nothing would ever happen."""
-        if plan.work or plan.release or plan.preempt or self._under_way:
+        if plan.work or plan.release or plan.preempt or plan.reject or self._under_way:
             self._empty_plans = 0
             return
         self._empty_plans += 1
@@ -223,25 +224,28 @@ class Scheduler:
             req.promoted = True
         for req in plan.preempt:
             self._preempt(req)
+        for req, why in plan.reject.items():
+            self._fail(req, RequestError("deadline_missed", why, "deadline_s"), now)
         for req in plan.release:
             self._resident.remove(req)
             self._released.append(req)
             self._vacate(req)
         self._settle(now)
-        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
+        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), plan.variant, now) for work in plan.work)
         if not rows:
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
-            self.wake_at = now if plan.release or plan.preempt else min(deadlines + wake_at, default=None)
+            changed = plan.release or plan.preempt or plan.reject
+            self.wake_at = now if changed else min(deadlines + wake_at, default=None)
             return None
         self._next_id += 1
         released, preempted = tuple(r.id for r in plan.release), tuple(r.id for r in plan.preempt)
         promoted = tuple(r.id for r in plan.promote)
-        step = Step(self._next_id, rows, now, released, preempted, promoted, plan.reasons)
+        step = Step(self._next_id, rows, now, released, preempted, promoted, plan.reasons, plan.variant)
         self._under_way[self._next_id] = step
         return step
 
-    def _row(self, work: Work, blocks: int, now: float) -> Row:
+    def _row(self, work: Work, blocks: int, variant: int, now: float) -> Row:
         """Enter one work item: seat and blocks are taken and its tokens count as computed from now on."""
         req = work.req
         if req.state is State.WAITING:
@@ -251,6 +255,7 @@ class Scheduler:
             req.admitted_at = now if req.admitted_at is None else req.admitted_at
         req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
+        req.variant = variant
         req.num_computed += work.count
         samples = work.count > 0 and req.remaining == 0
         req.num_pending += samples

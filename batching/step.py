@@ -29,8 +29,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the engine. `released`, `preempted`, `promoted` (request ids) and `reasons` (why, by request id) are
-    there for whoever watches."""
+    """One iteration of the engine, on one `variant` of its model. `released`, `preempted`, `promoted` (request ids) and
+    `reasons` (why, by request id) are there for whoever watches."""
 
     id: int
     rows: tuple[Row, ...]
@@ -39,6 +39,7 @@ class Step:
     preempted: tuple[str, ...] = ()
     promoted: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    variant: int = 0  # its place in Limits.variants
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +53,7 @@ class Step:
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted, self.promoted
+        return rows, self.released, self.preempted, self.promoted, self.variant
 
 
 @dataclass(frozen=True)

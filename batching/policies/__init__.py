@@ -1,5 +1,6 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
+from batching.policies.deadline import Deadline
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
@@ -13,6 +14,7 @@ POLICIES: dict[str, type[Policy]] = {
     "orca": Orca,
     "dynamic": Dynamic,
     "mixed": Mixed,
+    "deadline": Deadline,
 }
 
 

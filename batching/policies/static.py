@@ -5,10 +5,12 @@ Collects requests, then runs them as one rectangle: every prompt padded to the l
 output is finished. Nobody joins and nobody is answered before. The padding is really computed, so its cost can be measured.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from batching.blocks import blocks_for
-from batching.policy import Planner, Policy, View
+from batching.policy import Limits, Planner, Policy, View
 from batching.request import Request
 
 
@@ -22,21 +24,17 @@ class StaticParams:
 
 
 class Static(Policy):
-    Params = StaticParams
+    Params: ClassVar[type] = StaticParams
     columns = 0  # the rectangle's width so far: longest prompt + tokens generated
 
     def schedule(self, view: View, now: float) -> Planner:
         plan = Planner(view, budget=view.limits.max_prefill_tokens)
-        if view.resident:  # the batch goes on until its last row has finished
-            self.columns += 1
-            for req in view.resident:
-                plan.run(req, req.remaining, span=self.columns)
-            for req in view.done:
-                plan.keep(req, span=self.columns)
+        if view.resident:
+            self.go_on(plan, view)
             return plan
 
         plan.release(*view.done)
-        batch = _rectangle(view, plan.free_blocks)
+        batch = rectangle(view.waiting, view.limits, plan.free_blocks)
         if not batch:
             return plan
         start = batch[0].arrival + self.params.batch_timeout_ms / 1000
@@ -44,19 +42,31 @@ class Static(Policy):
         if now < start and not full:
             plan.wait_until(start)
             return plan
-        self.columns = max(req.remaining for req in batch)
-        width = self.columns + max(_to_generate(req) for req in batch) - 1
-        for req in batch:
-            plan.run(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
+        self.start(plan, batch)
         return plan
 
+    def start(self, plan: Planner, batch: Sequence[Request]) -> None:
+        """All prompts, each padded to the longest."""
+        self.columns = max(req.remaining for req in batch)
+        width = self.columns + max(to_generate(req) for req in batch) - 1
+        for req in batch:
+            plan.run(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
 
-def _rectangle(view: View, free_blocks: int) -> list[Request]:
-    """The longest head of the queue whose padded prompts, padded outputs and seats the engine can hold."""
-    limits, prompt, output = view.limits, 0, 0
+    def go_on(self, plan: Planner, view: View) -> None:
+        """A column of every row, also of those that have finished, until the last one has."""
+        self.columns += 1
+        for req in view.resident:
+            plan.run(req, req.remaining, span=self.columns)
+        for req in view.done:
+            plan.keep(req, span=self.columns)
+
+
+def rectangle(queue: Iterable[Request], limits: Limits, free_blocks: int) -> list[Request]:
+    """The longest head of `queue` whose padded prompts, padded outputs and seats the engine can hold."""
+    prompt = output = 0
     batch: list[Request] = []
-    for req in view.waiting:
-        prompt, output, rows = max(prompt, req.remaining), max(output, _to_generate(req)), len(batch) + 1
+    for req in queue:
+        prompt, output, rows = max(prompt, req.remaining), max(output, to_generate(req)), len(batch) + 1
         blocks = rows * blocks_for(prompt + output - 1, limits.block_size)
         too_wide = prompt + output > limits.max_context or rows * prompt > limits.max_prefill_tokens
         if rows > limits.max_batch_size or too_wide or blocks > free_blocks:
@@ -65,5 +75,5 @@ def _rectangle(view: View, free_blocks: int) -> list[Request]:
     return batch
 
 
-def _to_generate(req: Request) -> int:
+def to_generate(req: Request) -> int:
     return req.max_tokens - req.num_generated
