@@ -90,7 +90,7 @@ def solve(problem: Problem) -> Solution:
         best[0] = best[1, 0] - gain / per_tick
         change = best - values
         values = best - best[0, 0]
-        gain += (change.max() + change.min()) / 2 / ages
+        gain += (change.max() + change.min()) / 2 / (ages + 1 / per_tick)  # no decision lasts longer on average
         if change.max() - change.min() < ENOUGH and abs(change.max()) < ENOUGH:
             return Solution(gain / per_tick, choices, actions, problem.tick_s)
 

@@ -3,9 +3,9 @@
 Batches are `static`'s rectangles; when one starts, how large it is and which variant of the model runs it are chosen online,
 earliest deadline first. Of the variants whose capacity covers the arrival rate, the most accurate one runs the largest batch
 that its first request's slack allows (SlackFit, of SuperServe: Khare et al., NSDI'25) and that leaves time for those behind.
-Where there is none, the first request is rejected. A batch that falls behind the arrivals waits for one more while the slack
-allows it (the adaptive batching of Proteus: Ahmad et al., ASPLOS'24). Service times come from the engine's step-time models.
-Left out: several devices, Proteus' linear program that places variants, SuperServe's subnetworks, aborting a batch.
+Where there is none, the first request is rejected. A batch that falls behind the arrivals waits for one more, if one is to be
+expected, while the slack allows it (the adaptive batching of Proteus: Ahmad et al., ASPLOS'24). Service times come from the
+engine's step-time models. Left out: several devices, Proteus' linear program that places variants, SuperServe's subnetworks.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from batching.capacity import ArrivalRate, Shape, capacity, covering, service_ti
 from batching.policies.static import Static, rectangle
 from batching.policy import Planner, View
 from batching.request import Request
+
+LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in twenty is longer
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Deadline(Static):
         else:
             return plan
         (variant, size), deadline = choice, self._deadline(batch[0])
-        latest = deadline - times[variant][size + 1]
-        falls_behind = size < rate * times[variant][size]
-        if falls_behind and size == len(queue) < view.limits.max_batch_size and now < latest:
-            plan.wait_until(latest)
-            return plan
+        if size == len(queue) < view.limits.max_batch_size and size < rate * times[variant][size]:  # it falls behind
+            expected = max(req.arrival for req in queue) + LONG_GAP / rate
+            if now < (latest := min(expected, deadline - times[variant][size + 1])):
+                plan.wait_until(latest)
+                return plan
         self.variant = plan.variant = variant
         self.start(plan, batch[:size])
         left = f"{rate:.3g} requests/s, {1e3 * (deadline - now):.0f} ms to the deadline"
