@@ -72,12 +72,15 @@ class Deadline(Static):
     def _choose(
         self, queue: Sequence[Request], times: list[list[float]], kept: list[int], now: float
     ) -> tuple[int, int] | None:
-        """Variant and size of a batch that ends in time, for its first request and for the next batch to be so too."""
-        most = len(times[0]) - 2
+        """Variant and size of a batch that ends in time for its first request, and for the next batch to be in time: one of up to
+        the largest size that takes half of the limit."""
+        head, soonest = queue[0], [min(column) for column in zip(*times, strict=True)]  # soonest: by rows
+        half = (self._deadline(head) - head.arrival) / 2
+        most = len(soonest) - 2
+        usual = max((rows for rows in range(1, most + 1) if soonest[rows] <= half), default=1)
         for variant, size in ((v, b) for v in (*kept, *range(len(times))) for b in range(most, 0, -1)):
-            ends, rest = now + times[variant][size], min(len(queue) - size, most)
-            soonest = min(column[rest] for column in times)
-            if ends <= self._deadline(queue[0]) and (not rest or ends + soonest <= self._deadline(queue[size])):
+            ends, rest = now + times[variant][size], min(len(queue) - size, usual)
+            if ends <= self._deadline(head) and (not rest or ends + soonest[rest] <= self._deadline(queue[size])):
                 return variant, size
         return None
 

@@ -202,6 +202,16 @@ def test_it_does_not_wait_for_those_who_have_stopped_coming():
     assert [(step.planned_at, len(step.rows)) for step in steps] == [(0.0, 4), (1.0, 1)]
 
 
+def test_of_a_burst_too_large_for_its_deadline_as_many_are_served_as_there_is_time_for():
+    """20 ms a request, whatever the batch: 50 in a second. A full batch of 64 would not be in time, nor leave any."""
+    coming = requests([0.0] * 600)
+    limits = replace(LIMITS, max_batch_size=64, variants=("only",))
+    serve(deadline(deadline_ms=1000), coming, limits, [Table({b: 20.0 * b for b in range(1, 65)})])
+    served = [req for req in coming if req.error is None]
+    assert len(served) >= 49
+    assert all(req.answered_at <= 1 + 1e-9 for req in served)
+
+
 def test_an_overload_costs_those_it_must_and_the_others_are_in_time():
     """800 a second, of which S serves 615 in batches of 8."""
     coming = requests(poisson(800, 10))
