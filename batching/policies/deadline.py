@@ -72,8 +72,8 @@ class Deadline(Static):
     def _choose(
         self, queue: Sequence[Request], times: list[list[float]], kept: list[int], now: float
     ) -> tuple[int, int] | None:
-        """Variant and size of a batch that ends in time for its first request, and for the next batch to be in time: one of up to
-        the largest size that takes half of the limit."""
+        """Variant and size of a batch that ends in time for its first request, and for the next batch to be in time: that of up
+        to the largest size that takes half of the limit."""
         head, soonest = queue[0], [min(column) for column in zip(*times, strict=True)]  # soonest: by rows
         half = (self._deadline(head) - head.arrival) / 2
         most = len(soonest) - 2
