@@ -58,16 +58,17 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
 
 def load_engine(settings: Settings) -> Engine:
     """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
-    from model.engine import load_model, make_executor  # torch: a second that the listener need not wait for
+    from model.engine import load_model, load_variants, make_executor  # torch: a second that the listener need not wait for
     from model.probe import probe
 
     name = settings.model or DEFAULT_MODEL
     fall_back = not settings.model and settings.weights == "pretrained"
     loaded = load_model(name, settings.weights, settings.dtype, settings.device, fall_back=fall_back)
+    cheaper = load_variants(loaded, settings.variants, settings.dtype, settings.device)
     usual = config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE
     slots = settings.max_batch_size or min(usual, settings.token_budget)
     executor, limits = make_executor(
-        loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb
+        loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb, cheaper
     )
     limits, probes = probe(executor, limits)
     limits = replace(limits, prefix_caching=settings.prefix_caching == "on")
@@ -75,6 +76,7 @@ def load_engine(settings: Settings) -> Engine:
         limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {
         "model": loaded.name,
+        "variants": list(limits.variants),
         "weights": loaded.weights,
         "vocabulary": loaded.tokenizer.name,
         "device": str(loaded.device),

@@ -67,6 +67,14 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, _, value in pairs)
 
 
+def _variants(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name, colon, layers in (variant.partition(":") for variant in names):
+        if name not in MODELS or (colon and not (layers.isascii() and layers.isdigit() and 0 < int(layers[:9]) < 1000)):
+            raise ValueError(f"must be models or MODEL:LAYERS, with commas between; models: {', '.join(MODELS)}")
+    return names
+
+
 def _key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("must be printable ASCII without spaces")
@@ -89,6 +97,11 @@ class Settings:
     host: str = _setting("127.0.0.1", str, "any other address needs an API key or --insecure")
     port: int = _setting(8500, _whole(0, 65535), "where the server listens")
     model: str = _setting("", _one_of(*MODELS), "default: gpt2-medium, or demo where that cannot be had")
+    variants: tuple[str, ...] = _setting(
+        (),
+        _variants,
+        "cheaper models beside it, as gpt2,distilgpt2 or demo:3,demo:2 (its first layers); the most accurate first",
+    )
     weights: str = _setting("pretrained", str, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint")
     dtype: str = _setting(
         "auto",
@@ -132,6 +145,8 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.variants:
+            values["variants"] = ",".join(self.variants)
         if self.policy_arg:
             values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}

@@ -16,6 +16,7 @@ STATUS = {  # by RequestError.code; a refusal that is not listed is the caller's
     "draining": 503,
     "failed": 503,
     "deadline_exceeded": 504,
+    "deadline_missed": 504,
     "step_failed": 500,
     "policy_failed": 500,
     "engine_failed": 500,

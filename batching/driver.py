@@ -44,8 +44,8 @@ class Driver:
 
     def learn(self, probe: Probe) -> None:
         """A step that was measured before the first request came."""
-        self._write("probe", load=list(probe.load), seconds=probe.seconds)
-        self.scheduler.step_time.observe(*probe)
+        self._write("probe", load=list(probe.load), seconds=probe.seconds, variant=probe.variant)
+        self.scheduler.step_times[probe.variant].observe(probe.load, probe.seconds)
 
     # What comes in, at the driver's own time.
 

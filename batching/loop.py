@@ -175,7 +175,7 @@ class BatchingLoop:
         """The driver's summary, and the queue as it stands. Raises Unavailable."""
         with self._condition:
             driver = self._available(draining=True)
-        scheduler, model = driver.scheduler, driver.scheduler.step_time
+        scheduler, model = driver.scheduler, driver.scheduler.step_times[0]
         return (
             driver.stats.summary(self.clock(), live=scheduler.num_live > 0)
             | self.state()

@@ -30,6 +30,7 @@ class Limits:
     tbt_slo_ms: float = 200.0  # time between tokens to keep where a policy's own parameters name none
     lanes: int = 1  # that compute side by side, each one step at a time; with 1 all steps take turns
     prefix_caching: bool = False  # full KV blocks are shared by requests whose tokens begin alike
+    variants: Sequence[str] = ("default",)  # of the model, by name, the most accurate first; a step runs on one of them
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
@@ -57,11 +58,16 @@ class View(NamedTuple):
     limits: Limits
     free_blocks: int
     free_seats: int
-    step_time: StepTime  # what a step will take, learned from the steps so far
+    step_times: Sequence[StepTime]  # what a step will take on each variant of the model, learned from the steps so far
     busy: Collection[Lane] = ()  # lanes with a step under way; never any where lanes take turns
     # The blocks that hold the beginning of a waiting request, all but its last token at most; None where nobody looks.
     cached_prefix: Callable[[Request], Sequence[int] | None] = lambda req: None
     references: Callable[[int], int] = lambda block: 1  # how many requests hold a block
+
+    @property
+    def step_time(self) -> StepTime:
+        """On the first variant, which runs what a policy does not choose another for."""
+        return self.step_times[0]
 
 
 class PlanError(Exception):
@@ -92,6 +98,8 @@ class Plan(NamedTuple):
     to_tail: tuple[Request, ...]  # of these, who waits behind all others
     drop: tuple[Request, ...]  # lose their KV blocks
     promote: tuple[Request, ...]
+    reject: dict[Request, str]  # and why
+    variant: int
     wake_at: float | None
     reasons: dict[str, str]  # by request id
     lane: Lane
@@ -115,6 +123,7 @@ class Planner:
     keep_blocks, keep_seats = 0, 0  # that `run` leaves free from here on
     refusal: str | None = None  # what the last `run` lacked, one of REFUSALS; None if it granted
     lane = Lane.MAIN  # in which the whole step is computed
+    variant = 0  # of the model, on which the whole step runs: its place in Limits.variants
 
     def __init__(self, view: View, budget: int | None = None) -> None:
         """`budget` in tokens, padding included; by default the view's `token_budget`."""
@@ -130,6 +139,7 @@ class Planner:
         self._to_tail: list[Request] = []
         self._drop: list[Request] = []
         self._promote: list[Request] = []
+        self._reject: dict[Request, str] = {}
         self._wake_at: float | None = None
         self._references = References(view.references)
         self._coming: set[bytes] | None = None  # keys of the blocks that running requests are to compute, once asked for
@@ -145,12 +155,13 @@ class Planner:
         """
         self._rule(req.state in (State.WAITING, State.RESIDENT), "only live requests run", req)
         self._rule(req not in self._work and req not in self._preempt, "one decision a request", req)
-        self._rule(req not in self._drop, "one decision a request", req)
+        self._rule(req not in self._drop and req not in self._reject, "one decision a request", req)
         whole = want is None or (isinstance(want, int) and 1 <= want <= req.remaining)
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
         self._rule(pad >= 0 and reserve >= 0, "padding and reservations are not negative", req)
         admits = req.state is State.WAITING
-        shared = self._view.cached_prefix(req) if admits and want is None else None
+        looks = admits and want is None and self.variant == 0  # the cache is the first variant's
+        shared = self._view.cached_prefix(req) if looks else None
         start = self._start(req, shared)
         count = self._chunk(req, start) if want is None else want
         columns = max(start + count + pad, span, reserve)
@@ -187,7 +198,8 @@ class Planner:
 
     def _in_time(self, count: int, start: int) -> bool:
         limit = self.time_limit_s
-        return limit is None or self._view.step_time.bound(self.load.plus(count, start)) <= limit
+        step_time = self._view.step_times[self.variant]
+        return limit is None or step_time.bound(self.load.plus(count, start)) <= limit
 
     def _lacks(self, req: Request, count: int, pad: int, blocks: int) -> str | None:
         if self.budget < max(1, count + pad):
@@ -247,6 +259,13 @@ class Planner:
                 self.free_blocks += self._references.give(req.blocks)
                 self.free_seats += 1
 
+    def reject(self, req: Request, why: str) -> None:
+        """Answer a waiting request with an error, `deadline_missed`: it could only be served too late to be of use."""
+        self._rule(req.state is State.WAITING, "only waiting requests are rejected", req)
+        self._rule(req not in self._work and req not in self._reject, "one decision a request", req)
+        self._reject[req] = why
+        self.because(req, why)
+
     def promote(self, req: Request, why: str) -> None:
         """Treat a deferred request as immediate from now on."""
         self._rule(req.state in (State.WAITING, State.RESIDENT) and not self.urgent(req), "only deferred requests rise", req)
@@ -297,8 +316,8 @@ class Planner:
         """What was decided, for the scheduler. Raises PlanError unless it was decided on `view` and keeps to its limits."""
         moved = tuple(self._preempt), tuple(self._to_tail), tuple(self._drop)
         lists = tuple(self._release), *moved, tuple(self._promote)
-        reasons = self._refused | self._reasons
-        plan = Plan(tuple(self._work.values()), self._blocks, *lists, self._wake_at, reasons, self.lane)
+        work, reasons = tuple(self._work.values()), self._refused | self._reasons
+        plan = Plan(work, self._blocks, *lists, self._reject, self.variant, self._wake_at, reasons, self.lane)
         released = [*filter(may_free, plan.release)]
         references = References(view.references)
         blocks = view.free_blocks + sum(references.give(req.blocks) for req in (*plan.drop, *released))
@@ -311,10 +330,15 @@ class Planner:
             (joining <= view.free_seats + len(plan.preempt) + len(released), "no more requests than there are seats"),
             (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
             (not plan.work or plan.lane not in view.busy, "a lane computes one step at a time"),
+            (plan.variant in range(len(view.limits.variants)), "a step runs on a variant that there is"),
+            (all(map(self._fits_variant, plan.work)), "a request goes on with the variant that computed its KV"),
         ):
             if not kept:
                 raise PlanError(rule, f"{tokens} tokens, {joining} joining, {sum(plan.blocks.values())} of {blocks} blocks")
         return plan
+
+    def _fits_variant(self, work: Work) -> bool:
+        return work.req.num_computed == 0 or work.req.variant == self.variant
 
     def _rule(self, kept: bool, rule: str, req: Request) -> None:
         if not kept:

@@ -25,7 +25,7 @@ def replay(log: Iterable[Mapping[str, Any]]) -> list[tuple]:
         now = record.get("now", now)
         match record["kind"]:
             case "probe":
-                driver.learn(Probe(Load(*record["load"]), record["seconds"]))
+                driver.learn(Probe(Load(*record["load"]), record["seconds"], record["variant"]))
             case "submit":
                 driver.submit(_request(record, stopped))
             case "cancel":

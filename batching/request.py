@@ -90,6 +90,7 @@ class Request:
     prompt_len: int = field(init=False)
     num_computed: int = field(init=False, default=0)  # advanced at submission; trusted once in_flight == 0
     num_pending: int = field(init=False, default=0)  # tokens being sampled by steps under way
+    variant: int = field(init=False, default=0)  # of the model, that computes it: its KV is no other's
     in_flight: int = field(init=False, default=0)  # steps under way that contain this request
     blocks: array = field(init=False, default_factory=lambda: array("i"))  # its KV block table, int32
     keys: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for

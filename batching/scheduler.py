@@ -21,11 +21,12 @@ MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: mor
 
 
 class Scheduler:
-    def __init__(self, policy: Policy, limits: Limits) -> None:
+    def __init__(self, policy: Policy, limits: Limits, step_times: Sequence[StepTime] = ()) -> None:
+        """`step_times`: of each variant of the model, where they are known; else they are learned from nothing."""
         self.policy = policy
         self.limits = limits
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
-        self.step_time = StepTime()  # of this engine: it outlives the policies
+        self.step_times = step_times or [StepTime() for _ in limits.variants]  # of this engine: they outlive the policies
         self.wake_at: float | None = None  # when to plan again though nothing comes in, after next_step gave None
         self._last_resort = Dynamic()
         self._last_good: Policy = self._last_resort  # goes on where the policy breaks a rule
@@ -121,7 +122,7 @@ class Scheduler:
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
                 continue
-            if self.limits.prefix_caching:
+            if self.limits.prefix_caching and step.variant == 0:
                 self._enter(row)
             req.logprobs.update(result.logprobs.get(req.id, {}))
             if self._wants_token(row):
@@ -130,7 +131,8 @@ class Scheduler:
         self._settle(result.ended)
         if result.error is None:
             load = Load.of((row.count + row.pad, row.start) for row in step.rows)
-            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended[step.lane]))
+            lane, variant = step.lane, step.variant
+            self.step_times[variant].observe(load, result.ended - max(step.planned_at, self._last_ended[lane]))
         self._last_ended[step.lane] = result.ended
         return continued
 
@@ -185,7 +187,7 @@ class Scheduler:
         waiting = () if self._switches else tuple(self._waiting)
         busy = () if in_order else {step.lane for step in self._under_way.values()}
         free, find, references = self.blocks.num_free, self._cached_prefix, self.blocks.references
-        return View(waiting, resident, done, self.limits, free, seats, self.step_time, busy, find, references)
+        return View(waiting, resident, done, self.limits, free, seats, self.step_times, busy, find, references)
 
     def _cached_prefix(self, req: Request) -> Sequence[int] | None:
         """The blocks in which the prefix cache holds the beginning of a waiting request; None where it is not asked: the
@@ -228,7 +230,7 @@ class Scheduler:
 
     def _progress(self, plan: Plan, now: float) -> None:
         """Raise PlanError for a plan after which nothing would ever happen."""
-        if plan.work or plan.release or plan.preempt or plan.drop or self._under_way:
+        if plan.work or plan.release or plan.preempt or plan.drop or plan.reject or self._under_way:
             self._empty_plans = 0
             return
         self._empty_plans += 1
@@ -243,6 +245,8 @@ class Scheduler:
             self._preempt(req, req in plan.to_tail)
         for req in plan.drop:
             self._drop(req)
+        for req, why in plan.reject.items():
+            self._fail(req, RequestError("deadline_missed", why, "deadline_s"), now)
         for req in plan.release:
             self._resident.remove(req)
             self._released.append(req)
@@ -251,14 +255,14 @@ class Scheduler:
         for work in plan.work:  # before any is handed out: a block that is free can hold what another request shares
             if work.shared:
                 self.blocks.share(work.shared)
-        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), now) for work in plan.work)
+        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), plan.variant, now) for work in plan.work)
         plans = [*self._untold, plan]
         if not rows:
-            self._untold = plans if plan.preempt or plan.promote or plan.drop else self._untold
+            self._untold = plans if plan.preempt or plan.promote or plan.drop or plan.reject else self._untold
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
-            freed = plan.release or plan.preempt or plan.drop
-            self.wake_at = now if freed else min(deadlines + wake_at, default=None)
+            changed = plan.release or plan.preempt or plan.drop or plan.reject
+            self.wake_at = now if changed else min(deadlines + wake_at, default=None)
             return None
         self._next_id += 1
         self._untold = []
@@ -268,11 +272,11 @@ class Scheduler:
         dropped = tuple(r.id for plan in plans for r in plan.drop)
         reasons = {id: why for plan in plans for id, why in plan.reasons.items()}
         lane = Lane.MAIN if self.limits.lanes == 1 else plan.lane
-        step = Step(self._next_id, rows, now, released, preempted, promoted, dropped, reasons, lane)
+        step = Step(self._next_id, rows, now, released, preempted, promoted, dropped, reasons, lane, plan.variant)
         self._under_way[self._next_id] = step
         return step
 
-    def _row(self, work: Work, blocks: int, now: float) -> Row:
+    def _row(self, work: Work, blocks: int, variant: int, now: float) -> Row:
         """Enter one work item: seat and blocks are taken and its tokens count as computed from now on."""
         req = work.req
         if req.state is State.WAITING:
@@ -287,6 +291,7 @@ class Scheduler:
             req.num_computed = cached = req.num_entered * self.limits.block_size
         req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
+        req.variant = variant
         req.num_computed += work.count
         samples = work.count > 0 and req.remaining == 0
         req.num_pending += samples

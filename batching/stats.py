@@ -104,6 +104,7 @@ class Stats:
         with self._lock:
             kind, times = class_of(req), req.token_times
             self._totals.counts.finished[kind, req.finish_reason or ""] += 1
+            self._totals.counts.variants[req.variant] += 1
             self._totals.histograms.answer(req)
             gaps = tuple(later - earlier for earlier, later in pairwise(times))
             answered = req.answered_at if req.answered_at is not None else times[-1]
@@ -137,6 +138,7 @@ class Stats:
                 "output_token_throughput": output / elapsed if elapsed else 0.0,
                 "total_token_throughput": (output + since.prompt_tokens) / elapsed if elapsed else 0.0,
                 "requests_finished": finished,
+                "requests_by_variant": {str(variant): since.variants[variant] for variant in sorted(since.variants)},
                 "errors": dict(since.errors),
                 "steps": steps,
                 "busy_share": self._busy / elapsed if elapsed else 0.0,

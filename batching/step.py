@@ -32,8 +32,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the engine. `released`, `preempted` (lost their seats), `promoted`, `dropped` (lost their KV blocks: all
-    four request ids) and `reasons` (why, by request id) are there for whoever watches."""
+    """One iteration of the engine, on one `variant` of its model. `released`, `preempted` (lost their seats), `promoted`,
+    `dropped` (lost their KV blocks: all four request ids) and `reasons` (why, by request id) are there for whoever watches."""
 
     id: int
     rows: tuple[Row, ...]
@@ -44,6 +44,7 @@ class Step:
     dropped: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     lane: Lane = Lane.MAIN
+    variant: int = 0  # its place in Limits.variants
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +63,7 @@ class Step:
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted, self.promoted, self.dropped, self.lane
+        return rows, self.released, self.preempted, self.promoted, self.dropped, self.lane, self.variant
 
 
 @dataclass(frozen=True)

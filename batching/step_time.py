@@ -35,6 +35,10 @@ class Load(NamedTuple):
             return Load(prefill, decodes + 1, kv + start + 1, products)
         return Load(prefill + count, decodes, kv, products + count * (start + count))
 
+    def times(self, rows: int) -> "Load":
+        """As many such steps' work in one."""
+        return Load(*(rows * work for work in self))
+
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int]]) -> "Load":
         """Of (count, start) pairs."""
@@ -45,10 +49,11 @@ class Load(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A step that was measured."""
+    """A step that was measured, on a variant of the model."""
 
     load: Load
     seconds: float
+    variant: int = 0
 
 
 class StepTime:

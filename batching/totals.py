@@ -51,6 +51,7 @@ class Counts:
     busy_s: float = 0.0  # while a step was computed
     batch_sizes: Counter[int] = field(default_factory=Counter)  # steps, by the number of rows that computed something
     finished: Counter[tuple[str, str]] = field(default_factory=Counter)  # requests, by class and finish reason
+    variants: Counter[int] = field(default_factory=Counter)  # the same, by the variant of the model that served them
     errors: Counter[str] = field(default_factory=Counter)  # requests that were not served, by code
 
     def __sub__(self, earlier: "Counts") -> "Counts":

@@ -130,7 +130,7 @@ class Bench:
         """The most requests, in the middle of their outputs, whose decode step keeps the limit."""
         model = StepTime()
         for measured in self._probes:
-            model.observe(*measured)
+            model.observe(measured.load, measured.seconds)
         middle = sum(PROMPTS) // 2 + sum(OUTPUTS) // 4
         sizes = (size for size in range(SLOTS, 0, -1) if model.predict(Load(0, size, size * middle, 0)) <= self._slo_s)
         return next(sizes, 1)

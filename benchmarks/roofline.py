@@ -28,6 +28,7 @@ from batching.policies.nobatch import NoBatch
 from batching.policy import Policy
 from batching.request import Request
 from batching.scheduler import Scheduler
+from batching.step import Executor
 from benchmarks import kernels
 from benchmarks.limits import FreeExecutor, Products, read_bandwidth, step_sizes
 from benchmarks.workload import Job, all_at_once, one_at_a_time, serve
@@ -131,7 +132,7 @@ WORKLOADS: dict[str, tuple[type[Policy], list[Job]]] = {
 }
 
 
-def decode(scheduler: Scheduler, executor: GPTExecutor, batch: int, context: int, meter: "Meter") -> dict[str, float]:
+def decode(scheduler: Scheduler, executor: Executor, batch: int, context: int, meter: "Meter") -> dict[str, float]:
     """Seconds of the median decode step over `batch` rows that reach `context` columns, and of its parts. What leads up to it
     is answered without computing: the time of a step does not depend on what the cache holds."""
     driver = Driver(scheduler, time.perf_counter, lambda req: None)

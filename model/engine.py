@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +10,18 @@ import torch
 
 from batching.blocks import blocks_for
 from batching.policy import Limits
+from batching.step import Executor
 from kernels.attention import has_triton
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.cuda_graphs import CudaCapture
 from model.device import free_memory, kv_dtype, pick_device, pick_dtype, weight_dtype
 from model.executor import GPTExecutor
-from model.gpt import GPT
+from model.gpt import GPT, cut
 from model.kv_cache import KVCache
 from model.linear import lay_out
 from model.tokenizer import Tokenizer, VocabularyError, load_demo_tokenizer, load_gpt2_tokenizer
+from model.variants import VariantExecutor
 
 BLOCK_SIZE = 16
 CPU_KV_BYTES = 4 << 30
@@ -72,6 +74,28 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
         return replace(demo, note=note)
 
 
+def load_variants(loaded: Loaded, names: Sequence[str], dtype: str, device: str) -> list[Loaded]:
+    """The cheaper models beside `loaded`, with the same kind of weights: by name, or NAME:LAYERS for the first layers of one.
+
+    Raises CheckpointError, or ValueError for one that has not so many layers or speaks another vocabulary.
+    """
+    weights = "random" if loaded.weights == "random" else "pretrained"
+    variants = []
+    for variant in names:
+        name, _, layers = variant.partition(":")
+        if variant == loaded.name:
+            raise ValueError(f"variants: {variant} is the model itself; name those beside it")
+        whole = loaded if name == loaded.name else load_model(name, weights, dtype, device, fall_back=False)
+        if whole.tokenizer.name != loaded.tokenizer.name:
+            theirs = f"{whole.tokenizer.name}, {loaded.name}'s is {loaded.tokenizer.name}"
+            raise ValueError(f"variants: the vocabulary of {variant} is {theirs}")
+        most = whole.model.config.n_layer - 1
+        if layers and int(layers) > most:
+            raise ValueError(f"variants: {variant} must leave out a layer: at most {name}:{most}")
+        variants.append(replace(whole, model=cut(whole.model, int(layers)), name=variant) if layers else whole)
+    return variants
+
+
 def _ready(model: GPT, dtype: str, device: torch.device) -> GPT:
     """The model as it computes: on a CPU its weights are laid out for the matrix products, and the originals let go."""
     if device.type == "cpu":
@@ -89,35 +113,54 @@ def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
 
 
 def make_executor(
-    loaded: Loaded, clock: Callable[[], float], max_batch_size: int, token_budget: int, max_queue: int, kv_gb: float | None
-) -> tuple[GPTExecutor, Limits]:
-    """The executor with its KV cache, and the limits that follow from them. Raises ValueError if the memory does not do."""
-    config = loaded.model.config
-    dtype = kv_dtype(loaded.dtype, loaded.device)
-    block_bytes = 2 * config.n_layer * BLOCK_SIZE * config.n_embd * dtype.itemsize
+    loaded: Loaded,
+    clock: Callable[[], float],
+    max_batch_size: int,
+    token_budget: int,
+    max_queue: int,
+    kv_gb: float | None,
+    cheaper: Sequence[Loaded] = (),
+) -> tuple[Executor, Limits]:
+    """The executor with its KV cache, and the limits that follow from them. `cheaper`: variants of the model beside it, the
+    most accurate first; each has a cache of its own. Raises ValueError if the memory does not do."""
+    variants = [loaded, *cheaper]
+    block_bytes = sum(map(_block_bytes, variants))
     free = free_memory(loaded.device)
     budget = min(free // 2, CPU_KV_BYTES if loaded.device.type == "cpu" else free) if kv_gb is None else int(kv_gb * 2**30)
     if budget > free:
         raise ValueError(f"kv-memory-gb: {kv_gb:g} GiB asked for, {free / 2**30:.1f} GiB are free")
-    a_context = blocks_for(config.block_size, BLOCK_SIZE)
+    context = min(variant.model.config.block_size for variant in variants)
+    a_context = blocks_for(context, BLOCK_SIZE)
     num_blocks = min(budget // block_bytes, max_batch_size * a_context)  # more could never be in use
     if num_blocks < a_context:
         need = a_context * block_bytes / 2**30
         raise ValueError(f"kv-memory-gb: one context takes {need:.3g} GiB of KV cache, {budget / 2**30:.3g} GiB are given")
     graphs = has_triton(loaded.device)  # plain torch's attention asks the device for numbers, which no graph can hold
-    cache = KVCache(config.n_layer, num_blocks + graphs, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
     limits = Limits(
         max_batch_size=max_batch_size,
         token_budget=token_budget,
-        max_prefill_tokens=max(8192, max_batch_size, config.block_size),
-        max_context=config.block_size,
+        max_prefill_tokens=max(8192, max_batch_size, context),
+        max_context=context,
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
         max_queue=max_queue,
+        variants=tuple(variant.name for variant in variants),
     )
+    executors = [_executor(variant, num_blocks, clock, max_batch_size, graphs) for variant in variants]
+    return VariantExecutor(executors) if cheaper else executors[0], limits
+
+
+def _block_bytes(loaded: Loaded) -> int:
+    config = loaded.model.config
+    return 2 * config.n_layer * BLOCK_SIZE * config.n_embd * kv_dtype(loaded.dtype, loaded.device).itemsize
+
+
+def _executor(loaded: Loaded, num_blocks: int, clock: Callable[[], float], max_batch_size: int, graphs: bool) -> GPTExecutor:
+    config, dtype = loaded.model.config, kv_dtype(loaded.dtype, loaded.device)
+    cache = KVCache(config.n_layer, num_blocks + graphs, BLOCK_SIZE, config.n_head, config.head_size, dtype, loaded.device)
     depth = 2 if loaded.device.type == "cuda" else 1
     executor = GPTExecutor(loaded.model, cache, loaded.tokenizer.vocab_size, clock, max_batch_size, depth)
     executor.warm_up()
     if graphs:
         executor.capture(CudaCapture(loaded.device))
-    return executor, limits
+    return executor

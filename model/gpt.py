@@ -4,7 +4,7 @@ one row of T, prefill chunks and decodes mixed, attention per request over a pag
 Read it top down. It knows nothing of requests, policies or HTTP; `kernels/attention.py` does the attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -62,6 +62,16 @@ class GPT(nn.Module):
         """(R, C) -> (R, vocab), float32."""
         logits: torch.Tensor = self.lm_head(features)
         return logits.float()
+
+
+def cut(model: GPT, layers: int) -> GPT:
+    """The first `layers` of `model`, with its embeddings and last norm: their weights are shared, not copied."""
+    shorter = GPT.__new__(GPT)
+    nn.Module.__init__(shorter)
+    shorter.config = replace(model.config, n_layer=layers)
+    shorter.wte, shorter.wpe, shorter.h = model.wte, model.wpe, model.h[:layers]
+    shorter.ln_f, shorter.lm_head = model.ln_f, model.lm_head
+    return shorter
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:

@@ -3,13 +3,14 @@ real driver. Knows no threads, no model and no HTTP.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from batching.driver import Driver, Log
 from batching.policy import Limits, Policy
 from batching.request import Lane, Request
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
+from batching.step_time import StepTime
 
 
 class PolicyFailed(Exception):
@@ -69,8 +70,10 @@ def simulate(
     depth: int = 1,
     on_step: Callable[[Step], None] = lambda step: None,
     log: Log | None = None,
+    known: Sequence[StepTime] = (),
 ) -> list[Request]:
-    """Serve `requests`, each at its arrival, to the last. Returns them in the order of their answers.
+    """Serve `requests`, each at its arrival, to the last. Returns them in the order of their answers. `known`: the step times
+    of the model's variants, where the policy need not learn them.
 
     Raises PolicyFailed where the server would go on with the last good policy: here that would hide what is being tried.
     """
@@ -81,7 +84,7 @@ def simulate(
         on_step(step)
         return step_time(step)
 
-    driver = Driver(Scheduler(policy, limits), clock, answered.append, log)
+    driver = Driver(Scheduler(policy, limits, known), clock, answered.append, log)
     executor = VirtualExecutor(clock, timed, max(depth, limits.lanes))
     coming = deque(sorted(requests, key=lambda req: req.arrival))
     while True:

@@ -48,6 +48,7 @@ BAD = [
     *(("token-budget", value, "between 1 and") for value in ("0", "x")),
     *(("max-queue", value, "between 1 and 100000") for value in ("0", "x", "100001")),
     *(("kv-memory-gb", value, "between 0.001 and") for value in ("0", "-1", "nan", "inf", "all")),
+    *(("variants", value, "MODEL:LAYERS") for value in ("gpt3", "gpt2,", "demo:", "demo:0", "demo:x", "demo:-1", "gpt2;demo")),
     *(("policy-arg", value, "name=value") for value in ("batch_timeout_ms", "=1", "batch_timeout_ms=")),
 ]
 
@@ -146,6 +147,7 @@ CHANGED: dict[str, Any] = {
     "prefix_caching": "off",
     "max_queue": 7,
     "kv_memory_gb": 0.1,
+    "variants": ("gpt2", "demo:2"),
     "api_key": "a-key",
     "teacher_key": "cheese",
     "insecure": True,
@@ -251,3 +253,10 @@ def test_a_server_started_where_few_open_files_are_allowed_asks_for_as_many_as_i
 
 def test_the_models_of_the_settings_are_those_that_can_be_loaded() -> None:
     assert set(MODELS) == {*CONFIGS, "demo"}
+
+
+def test_variants_are_models_or_the_first_layers_of_one_and_survive_the_way_through_the_environment() -> None:
+    settings = parse(["deadline", "--variants", "gpt2,distilgpt2,demo:2"], {}, {})
+    assert settings.variants == ("gpt2", "distilgpt2", "demo:2")
+    assert read({}, settings.environment(), {}) == settings
+    assert parse(["deadline"], {}, {}).variants == ()

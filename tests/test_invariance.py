@@ -76,6 +76,7 @@ def run(
     executor.submit = lambda step: (plans.append(step.plan()) if plans is not None else None, submit(step))  # type: ignore[method-assign]
     requests = requests_for(demo) if requests is None else requests
     for req in requests:
+        req.arrival = time.monotonic()
         driver.submit(req)
     while driver.iterate(executor) is not None:
         pass

@@ -1,6 +1,7 @@
 """Every batching scheme, one file each. `POLICIES` is the only place that knows them by name: add yours here."""
 
 from batching.policies.batchllm import BatchLLM
+from batching.policies.deadline import Deadline
 from batching.policies.dynamic import Dynamic
 from batching.policies.fastserve import FastServe
 from batching.policies.flover import Flover
@@ -25,6 +26,7 @@ POLICIES: dict[str, type[Policy]] = {
     "sequence": SequenceScheduling,
     "flover": Flover,
     "batchllm": BatchLLM,
+    "deadline": Deadline,
 }
 
 

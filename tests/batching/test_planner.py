@@ -11,7 +11,7 @@ LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_co
 
 class TestPlanner:
     def view(self, *requests: Request, **changes: int) -> View:
-        return View(requests, (), (), LIMITS, changes.get("free_blocks", 16), changes.get("free_seats", 4), StepTime())
+        return View(requests, (), (), LIMITS, changes.get("free_blocks", 16), changes.get("free_seats", 4), [StepTime()])
 
     def test_grants_what_the_budget_leaves_or_exactly_what_is_asked_for(self):
         a, b, c = (Request(name, [0] * 10, 2) for name in "abc")

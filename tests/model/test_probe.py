@@ -19,7 +19,7 @@ def test_after_the_probes_step_times_are_known():
     measured, probes = probe(VirtualExecutor(VirtualClock(), law), limits)
     model = StepTime()
     for one in probes:
-        model.observe(*one)
+        model.observe(one.load, one.seconds)
     for load in (Load.of([(1, 50)]), Load.of([(1, 400)] * 20), Load.of([(128, 0)]), Load.of([(1, 200)] * 10 + [(100, 50)])):
         expected = 0.003 + 2e-4 * load.prefill + 5e-4 * load.decodes + 1e-6 * load.kv + 2e-7 * load.products
         assert model.predict(load) == pytest.approx(expected, rel=0.35)
