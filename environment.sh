@@ -15,7 +15,10 @@ make_environment() {
     sum=$(cat "$@" | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
         echo "installing $* into .venv (once; torch takes some minutes)" >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]}" >&2 || return 1
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]}" >&2 || {
+            echo "installing failed; where an earlier try was cut off: rm -rf .venv, then again" >&2
+            return 1
+        }
         echo "$sum" > "$stamp"
     fi
 }

@@ -21,7 +21,7 @@ from batching.loop import BatchingLoop, Unavailable
 from batching.step_log import KEPT, StepLog
 from config import MAX_VIEWERS
 
-EVENTS_PER_S, EVENTS_PER_S_IN_ALL = 10, 100
+EVENTS_PER_S, EVENTS_PER_S_IN_ALL = 10, 50
 MAX_RECORDS = 500  # an event's: a viewer that is behind catches up in a few
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 30  # a viewer whose machine fell asleep acknowledges nothing

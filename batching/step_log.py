@@ -44,18 +44,18 @@ class StepLog:
 
     def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
         """A step was planned. `residents` hold a seat now, in the order in which they got it."""
-        residents = dict.fromkeys(residents)
+        seats, residents = self._seats, dict.fromkeys(residents)
         gone = self._leave(residents)
-        new = [self._shown(req) for req in self._seats if req.id in step.promoted]
-        for req in residents:
-            if req not in self._seats:
-                self._sit(req)
-                new.append(self._shown(req))
+        new = [self._shown(req) for req in seats if req.id in step.promoted] if step.promoted else []
+        for req in [req for req in residents if req not in seats]:
+            self._sit(req)
+            new.append(self._shown(req))
         cells = ["."] * self.slots
-        for seat in self._seats.values():
-            cells[seat.slot] = "w"
+        if len(step.rows) < len(seats):
+            for slot, _ in seats.values():
+                cells[slot] = "w"
         for row in step.rows:
-            cells[self._seats[row.req].slot] = _cell(row)
+            cells[seats[row.req][0]] = _cell(row)
         reasons = [[id[:SHOWN_ID], why] for id, why in list(step.reasons.items())[:MAX_REASONS]]
         self._planned[step.id] = {
             "id": step.id,
@@ -136,14 +136,13 @@ class StepLog:
 
     def _leave(self, residents: dict[Request, None]) -> list[list[Any]]:
         """Who has left since the last step: preempted, ended with an error, or finished."""
+        left = [req for req, (_, times) in self._seats.items() if req not in residents or req.preemptions > times]
         gone = []
-        for req, seat in list(self._seats.items()):
-            preempted = req.preemptions > seat.preemptions
-            if preempted or req not in residents:
-                how = "p" if preempted else "f" if req.error is None else "e"
-                gone.append([seat.slot, how])
-                heappush(self._free, seat.slot)
-                del self._seats[req]
+        for req in left:
+            slot, times = self._seats.pop(req)
+            how = "p" if req.preemptions > times else "f" if req.error is None else "e"
+            gone.append([slot, how])
+            heappush(self._free, slot)
         return sorted(gone)
 
     def _sit(self, req: Request) -> None:

@@ -120,7 +120,7 @@ def test_more_viewers_get_fewer_events_each(server: Server) -> None:
     viewers.count = 1
     assert viewers.pause_s == 0.1
     viewers.count = 64
-    assert viewers.pause_s == 0.64
+    assert viewers.pause_s == 1.28
 
 
 def test_the_stream_ends_when_the_server_does(server: Server) -> None:

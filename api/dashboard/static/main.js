@@ -9,13 +9,16 @@ import { percent, Timeline } from "./timeline.js";
 
 const HISTORY = 3000; // steps asked for when the page opens
 const REDRAW_MS = 500; // charts and figures; the timeline follows each frame
-const SPREAD = 6; // frames over which what came in one event is shown
+const FRAMES = [6, 120]; // at least and at most so many show what came in one event
 const MAX_REASONS = 8;
 const $ = (id) => document.getElementById(id);
 
 let live = null; // the Recording that grows; null until the server has told how many slots it has
 let shown = null; // the one on the page: `live`, or one from a file
 let pending = []; // records that have come and are not yet in `live`
+let came = 0; // when the last of them did, in milliseconds
+let pace = 1; // of them a frame, so that they last until the next event
+let due = 0; // what has become of the pace: a frame takes whole records
 let now = null; // how the engine stands between steps
 let clock = null; // the server's time minus the page's, in seconds
 let viewed = null; // id of the step that is shown last; null: the newest
@@ -61,6 +64,9 @@ function onRecords(records) {
   now = null;
   clock = records[records.length - 1].end - performance.now() / 1000;
   pending.push(...records);
+  const frames = Math.max(FRAMES[0], Math.min(FRAMES[1], ((performance.now() - came) * 60) / 1000));
+  came = performance.now();
+  pace = pending.length / frames;
 }
 
 function onNow(state) {
@@ -119,8 +125,9 @@ function readOut() {
 function frame() {
   requestAnimationFrame(frame);
   if (pending.length && live) {
-    const count = document.hidden ? pending.length : Math.ceil(pending.length / SPREAD);
-    live.add(pending.splice(0, count));
+    due += document.hidden ? pending.length : pace;
+    live.add(pending.splice(0, Math.floor(due)));
+    due = pending.length ? due % 1 : 0;
   }
   if (shown) timeline.draw(shown, endIndex());
   const steady = viewed !== null && shown?.length;
