@@ -4,7 +4,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
@@ -15,7 +15,7 @@ from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free
 from batching.request import Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
-from batching.step_time import Load, StepTime
+from batching.step_time import StepTime
 
 MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
 
@@ -120,14 +120,14 @@ class Scheduler:
             if result.error is not None:
                 self._fail(req, RequestError("step_failed", f"the step failed: {result.error}"), result.ended)
                 continue
-            req.logprobs.update(result.logprobs.get(req.id, {}))
+            if result.logprobs:
+                req.logprobs.update(result.logprobs.get(req.id, {}))
             if self._wants_token(row):
                 self._append(req, result.tokens[req.id], result.ended)
                 continued.append(req)
         self._settle(result.ended)
         if result.error is None:
-            load = Load.of((row.count + row.pad, row.start) for row in step.rows)
-            self.step_time.observe(load, result.ended - max(step.planned_at, self._last_ended))
+            self.step_time.observe(step.load, result.ended - max(step.planned_at, self._last_ended))
         self._last_ended = result.ended
         return continued
 
@@ -166,6 +166,11 @@ class Scheduler:
     @property
     def num_resident(self) -> int:
         return len(self._resident)
+
+    @property
+    def live(self) -> Collection[Request]:
+        """All that are not answered, in order of their submission."""
+        return self._requests.values()
 
     @property
     def num_live(self) -> int:
@@ -249,7 +254,8 @@ class Scheduler:
             self._resident.append(req)
             req.state = State.RESIDENT
             req.admitted_at = now if req.admitted_at is None else req.admitted_at
-        req.blocks.extend(self.blocks.allocate(blocks))
+        if blocks:
+            req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
         req.num_computed += work.count
         samples = work.count > 0 and req.remaining == 0

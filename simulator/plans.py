@@ -38,7 +38,7 @@ class Plan:
     users: int | None = None
     made: str = ""
 
-    def arrivals(self) -> "Arrivals":
+    def arrivals(self) -> Arrivals:
         return ClosedLoop(self.draw(), self.users) if self.users else OpenLoop(self.draw())
 
 
@@ -86,9 +86,7 @@ class Lengths(NamedTuple):
         return cls(*bounds)
 
 
-def poisson_plan(
-    count: int, rate: float, prompt: Lengths, output: Lengths, *, deferred: float = 0.0, seed: int = 0
-) -> Plan:
+def poisson_plan(count: int, rate: float, prompt: Lengths, output: Lengths, *, deferred: float = 0.0, seed: int = 0) -> Plan:
     """Exponential gaps, `rate` requests a second; with an infinite rate all come at once."""
     times = "at once" if rate == inf else f"{rate:g} a second (Poisson)"
     share = f", {deferred:.0%} deferred" if deferred else ""
@@ -171,7 +169,9 @@ def _entry(place: str, entry: Any, encode: Encode) -> _Entry:
     prompt = field("prompt", lambda value: isinstance(value, str) and value != "", "a text")
     output = field("num_tokens", lambda value: _whole(value, 1), f"a whole number from 1 to {LARGEST}")
     priority = field("priority", lambda value: value in [p.value for p in Priority], "immediate or deferred")
-    length = field("prompt_tokens", lambda value: value is None or _whole(value, 1), f"null or a whole number from 1 to {LARGEST}")
+    length = field(
+        "prompt_tokens", lambda value: value is None or _whole(value, 1), f"null or a whole number from 1 to {LARGEST}"
+    )
     tokens = encode(prompt)
     if length:
         tokens = (tokens * -(-length // len(tokens)))[:length]

@@ -120,7 +120,10 @@ class Replica:
 class Arrivals(Protocol):
     """Requests in the order of their arrivals."""
 
-    due: float | None  # when the next one comes; None if, as far as is known now, none does
+    @property
+    def due(self) -> float | None:
+        """When the next one comes; None if, as far as is known now, none does."""
+        ...
 
     def take(self) -> Request:
         """The one that is due."""
