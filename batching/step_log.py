@@ -73,6 +73,7 @@ class StepLog:
                 "computed": step.num_tokens,
                 "tokens": 0,
                 "padding": step.num_padding,
+                "load": step.load,
                 "why": reasons,
             }
         )

@@ -9,16 +9,22 @@ from dataclasses import fields, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
+from simulator.calibrate import LogError, busy_steps, make_again, make_steps, read_log, read_steps
 from simulator.plans import Lengths, Plan, PlanError, poisson_plan, read_plan
 from simulator.results import Run, everything, table
 from simulator.routing import ROUTERS
 from simulator.simulation import run
-from simulator.step_times import ModelError, find_model, known_models
+from simulator.step_times import Linear, ModelError, errors, find_model, fit, known_models, write_model
+from simulator.validate import Validation, on_engine, on_log, same_records
 from simulator.virtual import PolicyFailed
+
+if TYPE_CHECKING:
+    from simulator.real import RealEngine
 
 MakePolicy = Callable[[], Policy]
 
@@ -41,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_run(commands)
+    _add_calibrate(commands)
+    _add_validate(commands)
     try:
         args = parser.parse_args(argv)
         return int(args.do(args))
-    except (Wrong, PlanError, ModelError) as error:
+    except (Wrong, PlanError, ModelError, LogError) as error:
         print(f"simulator: {error}", file=sys.stderr)
         return 2
     except (PolicyFailed, OSError) as error:
@@ -60,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help="serve a plan in virtual time, with one policy or several after another")
+    parser.add_argument("--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}")
     _add_workload(parser)
     parser.add_argument(
         "--model",
@@ -73,7 +82,6 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}")
     parser.add_argument("--policy-arg", action="append", default=[], metavar="K=V", help="a policy's parameter; repeatable")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan.json of the client")
     parser.add_argument("--requests", type=_whole, metavar="N", help="or so many requests, drawn here")
@@ -115,6 +123,118 @@ def _report(folder: Path, runs: Sequence[Run], about: str, made: str) -> None:
     else:
         draw(folder / "results.png", runs, f"{about}\n{made}")
     print(f"\nwritten to {folder}")
+
+
+# ---- calibrate and validate
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser("calibrate", help="fit the law of step times to a real engine's steps")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--url", help="a running server, by its newest step records")
+    source.add_argument("--log", type=Path, metavar="FILE", help="what ./server.sh MODE --input-log FILE wrote")
+    _add_engine(parser, source)
+    parser.add_argument("--api-key", default="", help="the server's")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file, .json")
+    parser.set_defaults(do=_calibrate)
+
+
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser("validate", help="the same requests on a real engine and in virtual time")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--log", type=Path, metavar="FILE", help="a server's run, by its input log; policy, plan and limits too"
+    )
+    _add_engine(parser, source)
+    _add_workload(parser)
+    parser.add_argument("--policy", default="dynamic", metavar="NAME", help="on the engine (dynamic)")
+    parser.add_argument("--runs", type=_whole, default=3, metavar="N", help="real ones (3)")
+    parser.add_argument("--model", help="step times, as `calibrate` wrote them; by default fitted between the real runs")
+    parser.add_argument("--url", help="with --log: that server, whose step records have to be those of its log")
+    parser.add_argument("--api-key", default="", help="the server's")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="all figures, as JSON")
+    parser.set_defaults(do=_validate)
+
+
+def _add_engine(parser: argparse.ArgumentParser, source: Any) -> None:
+    source.add_argument("--engine", metavar="NAME", help="a model, loaded here: demo, gpt2-medium, ...")
+    parser.add_argument(
+        "--weights", metavar="X", help="of --engine: pretrained, random, or a folder (random; demo: pretrained)"
+    )
+    parser.add_argument("--dtype", default="auto", help="of --engine (auto)")
+
+
+def _engine(args: argparse.Namespace) -> "RealEngine":
+    from simulator.real import RealEngine  # torch, which nothing else here needs
+
+    limits = _limits(getattr(args, "limit", ()), Limits(max_queue=10**6, num_blocks=10**9))
+    weights = args.weights or ("pretrained" if args.engine == "demo" else "random")
+    try:
+        engine = RealEngine(args.engine, weights, args.dtype, limits)
+    except Exception as error:  # of a checkpoint, a device, a memory
+        raise Wrong(f"--engine {args.engine}: {error}") from None
+    print(engine.about, flush=True)
+    return engine
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    if args.url:
+        records, limits = read_steps(args.url, args.api_key)
+        steps, about = busy_steps(records), f"{len(records)} step records of {args.url}"
+    elif args.log:
+        logged = make_again(read_log(args.log), str(args.log))
+        steps, limits, about = logged.seconds, logged.limits, str(args.log)
+    else:
+        engine = _engine(args)
+        steps, limits, about = make_steps(engine, 0, _say), engine.limits, engine.about
+    law = fit(steps)
+    write_model(args.out, law, limits, about)
+    names = ("a step", "a prefill token", "a decode", "a KV column of it", "chunk x context")
+    print("\n".join(f"{1e6 * b:12.4f} us  {name}" for b, name in zip(law.coefficients, names, strict=True)))
+    print(f"{len(steps)} steps; the law is {errors(law, steps)}\nwritten to {args.out}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    law = _law(args.model) if args.model else None
+    if args.log:
+        checked = _validate_log(args, law)
+    else:
+        (make_policy,) = _policies(args)[:1]
+        engine = _engine(args)
+        plan = _plan(args, encode=engine.encode)
+        print(plan.made, flush=True)
+        checked, law = on_engine(engine, make_policy, plan, args.runs, law, _say)
+    print(f"\n{checked.text()}")
+    if args.out:
+        args.out.write_text(json.dumps(checked.everything(), indent=1) + "\n", encoding="utf-8")
+    return 0 if checked.good else 1
+
+
+def _validate_log(args: argparse.Namespace, law: Linear | None) -> Validation:
+    logged = make_again(read_log(args.log), str(args.log))
+    if args.url:
+        try:
+            shared = same_records(logged, read_steps(args.url, args.api_key)[0])
+        except ValueError as error:
+            raise Wrong(f"--url: {error}") from None
+        _say(f"{shared} step records of the server are those of the plans made again from its log")
+    if logged.unlike:
+        raise Wrong(f"{args.log}: has a {logged.unlike[0]}: its plans were made again, but it cannot be simulated")
+    record = describe_policy(logged.policy)
+    make_policy = partial(POLICIES[record["mode"]].from_arguments, record["params"])
+    return on_log(logged, make_policy, law or fit(logged.seconds))
+
+
+def _law(name: str) -> Linear:
+    step_time = find_model(name).step_time
+    if not isinstance(step_time, Linear):
+        raise Wrong(f"--model {name}: must be a law that `calibrate` wrote")
+    return step_time
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 # ---- what the arguments mean

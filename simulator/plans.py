@@ -79,8 +79,8 @@ class Lengths(NamedTuple):
     @classmethod
     def read(cls, text: str) -> "Lengths":
         """`64` or `16-128`. Raises ValueError."""
-        low, _, high = text.partition("-")
-        bounds = [int(n) if n.isascii() and n.isdigit() and len(n) < 10 else 0 for n in (low, high or low)]
+        low, dash, high = text.partition("-")
+        bounds = [int(n) if n.isascii() and n.isdigit() and len(n) < 10 else 0 for n in (low, high if dash else low)]
         if not 1 <= bounds[0] <= bounds[1]:
             raise ValueError(f"must be a number of tokens such as 64, or a range such as 16-128, not {text!r}")
         return cls(*bounds)
