@@ -1,10 +1,10 @@
-"""How fast the simulator is, and how much memory a long run takes: `dynamic` on one core at nine tenths of its engine's load.
+"""How fast the simulator is, and how much memory a long run takes: `dynamic` on one core, its engine nine tenths busy.
 
     python -m benchmarks.simulator --requests 1000000 --output 8
     python -m benchmarks.simulator --requests 100000 --output 72
 
-The engine is the roofline of an H200 with 256 slots; no model is loaded. Prints a line a run; `results` are the figures that are
-kept of each request and token, all else is what the simulator itself takes.
+The engine has 256 slots and a made-up law of step times. `results` are the figures that are kept of each request and token; all
+else is what the simulator itself takes.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from batching.policies.dynamic import Dynamic
 from batching.policy import Limits
 from simulator.plans import Lengths, poisson_plan
 from simulator.results import Results
-from simulator.step_times import GPUS, SHAPES, Roofline
+from simulator.step_times import Linear
 from simulator.virtual import OpenLoop, Replica, serve
 
 LOAD = 0.9
 PROMPT = 32
 LIMITS = Limits(max_batch_size=256, token_budget=512, num_blocks=16384, max_queue=100_000)
-SHAPE = "gpt2-xl"
+LAW = Linear((5e-3, 2e-5, 5e-5, 1e-8, 1e-9))
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
     rate = LOAD * capacity(args.output)
     before = peak_mib()
     took, replica, results = serve_at(rate, args.requests, args.output)
+    peak = peak_mib()
     counts = replica.driver.stats.totals().counts
     columns = results.columns()
     served, virtual_s = len(columns.output), float(columns.answered.max())
@@ -40,7 +41,7 @@ def main() -> None:
     rows = sum(size * times for size, times in counts.batch_sizes.items())
     print(f"{took:.1f} s, {served / took:.0f} requests/s, {1e6 * took / rows:.1f} us a row of a step", end=", ")
     print(f"{counts.steps} steps of {rows / counts.steps:.0f} rows")
-    print(f"peak memory {peak_mib():.0f} MiB, before the run {before:.0f} MiB; results {kept:.0f} MiB")
+    print(f"peak memory {peak:.0f} MiB, before the run {before:.0f} MiB; results {kept:.0f} MiB")
 
 
 def capacity(output: int) -> float:
@@ -53,7 +54,7 @@ def serve_at(rate: float, requests: int, output: int) -> tuple[float, Replica, R
     """Seconds of this machine, the engine, and what came of the requests."""
     results = Results()
     plan = poisson_plan(requests, rate, Lengths(PROMPT, PROMPT), Lengths(output, output))
-    replica = Replica(Dynamic(), LIMITS, Roofline(GPUS["H200"], SHAPES[SHAPE]), results.add)
+    replica = Replica(Dynamic(), LIMITS, LAW, results.add)
     begun = time.perf_counter()
     serve([replica], OpenLoop(plan.draw()))
     return time.perf_counter() - begun, replica, results
