@@ -3,6 +3,7 @@ argument."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -92,6 +93,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=_lengths, default="64", metavar="N", help="tokens, 64 or 16-128 (64)")
     parser.add_argument("--deferred", type=_share, default=0.0, metavar="SHARE", help="of the requests, 0 to 1 (0)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    _add_limit(parser)
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(f.name for f in fields(Limits))
     parser.add_argument("--limit", action="append", default=[], metavar="K=V", help=f"of the engine: {names}; repeatable")
 
@@ -134,6 +139,7 @@ def _add_calibrate(commands: Any) -> None:
     source.add_argument("--url", help="a running server, by its newest step records")
     source.add_argument("--log", type=Path, metavar="FILE", help="what ./server.sh MODE --input-log FILE wrote")
     _add_engine(parser, source)
+    _add_limit(parser)
     parser.add_argument("--api-key", default="", help="the server's")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file, .json")
     parser.set_defaults(do=_calibrate)
@@ -165,9 +171,12 @@ def _add_engine(parser: argparse.ArgumentParser, source: Any) -> None:
 
 
 def _engine(args: argparse.Namespace) -> "RealEngine":
-    from simulator.real import RealEngine  # torch, which nothing else here needs
+    # As for the server (app.py): torch's threads would spin while they wait, which is dear where anything else computes. It
+    # counts before torch is loaded, which nothing else here needs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    from simulator.real import RealEngine
 
-    limits = _limits(getattr(args, "limit", ()), Limits(max_queue=10**6, num_blocks=10**9))
+    limits = _limits(args.limit, Limits(max_queue=10**6, num_blocks=10**9))
     weights = args.weights or ("pretrained" if args.engine == "demo" else "random")
     try:
         engine = RealEngine(args.engine, weights, args.dtype, limits)
