@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -153,7 +153,7 @@ def _add_validate(commands: Any) -> None:
     )
     _add_engine(parser, source)
     _add_workload(parser)
-    parser.add_argument("--policy", default="dynamic", metavar="NAME", help="on the engine (dynamic)")
+    parser.add_argument("--policy", metavar="NAME", help="on the engine (dynamic)")
     parser.add_argument("--runs", type=_whole, default=3, metavar="N", help="real ones (3)")
     parser.add_argument("--model", help="step times, as `calibrate` wrote them; by default fitted between the real runs")
     parser.add_argument("--url", help="with --log: that server, whose step records have to be those of its log")
@@ -205,13 +205,22 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
+    if args.log and (args.plan or args.requests or args.policy or args.policy_arg or args.limit):
+        raise Wrong("--log: the log says which policy, which requests and which limits")
+    if args.url and not args.log:
+        raise Wrong("--url goes with --log")
     law = _law(args.model) if args.model else None
     if args.log:
         checked = _validate_log(args, law)
     else:
-        (make_policy,) = _policies(args)[:1]
+        args.policy = args.policy or "dynamic"
+        make_policy, *others = _policies(args)
+        if others:
+            raise Wrong("--policy: one is validated at a time")
+        plan = _plan(args)
         engine = _engine(args)
-        plan = _plan(args, encode=engine.encode)
+        if args.plan:
+            plan = read_plan(args.plan, engine.encode)
         print(plan.made, flush=True)
         checked, law = on_engine(engine, make_policy, plan, args.runs, law, _say)
     print(f"\n{checked.text()}")
@@ -249,11 +258,11 @@ def _say(line: str) -> None:
 # ---- what the arguments mean
 
 
-def _plan(args: argparse.Namespace, **reading: Any) -> Plan:
+def _plan(args: argparse.Namespace) -> Plan:
     if (args.plan is None) == (args.requests is None):
         raise Wrong("give either --plan or --requests")
     if args.plan:
-        return read_plan(args.plan, **reading)
+        return read_plan(args.plan)
     return poisson_plan(args.requests, args.rate, args.prompt, args.output, deferred=args.deferred, seed=args.seed)
 
 
@@ -284,7 +293,8 @@ def _policies(args: argparse.Namespace) -> list[MakePolicy]:
 
 def _limits(given: Sequence[str], limits: Limits) -> Limits:
     values: dict[str, Any] = {}
-    kinds = {f.name: type(getattr(limits, f.name)) for f in fields(Limits)}
+    numbers = {name: value for name, value in asdict(limits).items() if isinstance(value, int | float)}
+    kinds = {name: float if isinstance(value, float) else int for name, value in numbers.items()}
     for key, text in _pairs("--limit", given).items():
         if key not in kinds:
             raise Wrong(f"--limit: {key}: no such limit; there are {', '.join(kinds)}")

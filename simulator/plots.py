@@ -30,18 +30,20 @@ def draw(path: Path, runs: Sequence[Run], about: str) -> None:
         panel.set(title=title, xlim=(0, max(sizes) * 1.2 or 1.0))
         panel.invert_yaxis()
     for panel, (name, title) in zip(panels[2:], LATENCIES.items(), strict=True):
+        lowest, highest = np.inf, 0.0
         for i, run in enumerate(runs):
-            values = run.columns.values(name)
+            values = 1e3 * run.columns.values(name)
             if len(values):
+                lowest, highest = min(lowest, np.percentile(values, 2)), max(highest, values.max())
                 shares = np.linspace(0, 100, POINTS)
                 style = "-" if i < len(COLOURS) else "--"
                 panel.plot(np.percentile(values, shares), shares / 100, style, color=_colour(i), label=run.mode, linewidth=2)
         panel.set(
-            title=f"{title}: further left is faster", xlabel="seconds", ylabel="share that took no longer", ylim=(0, 1.02)
+            title=f"{title}: further left is faster", xlabel="milliseconds", ylabel="share that took no longer", ylim=(0, 1.02)
         )
-        left, right = panel.get_xlim()
-        if left > 0 and right > 30 * left:
-            panel.set_xscale("log")
+        panel.locator_params(axis="x", nbins=6)
+        if highest > 30 * lowest > 0:
+            panel.set(xscale="log", xlim=(lowest * 0.7, highest * 1.3))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(alpha=0.25)
     panels[2].legend(loc="lower right")

@@ -70,6 +70,11 @@ class Columns:
     starts: Any
     ends: Any
 
+    @property
+    def wall_s(self) -> float:
+        """From the start to the last answer."""
+        return float(self.answered.max(initial=0.0))
+
     def chosen(self, group: str) -> Any:
         """Which requests belong to one of GROUPS."""
         return np.ones(len(self.output), dtype=bool) if group == "all" else self.deferred == (group == "deferred")
@@ -100,14 +105,9 @@ class Run:
     mode: str
     columns: Columns
     errors: Mapping[str, int]
-    engine: Mapping[str, Any]
+    engine: dict[str, Any]
     slots: int = 0
     steps: Sequence[dict[str, Any]] | None = None
-
-    @property
-    def wall_s(self) -> float:
-        """From the start to the last answer."""
-        return float(self.columns.answered.max(initial=0.0))
 
     @property
     def groups(self) -> Sequence[str]:
@@ -116,7 +116,7 @@ class Run:
 
     def summary(self, group: str = "all") -> dict[str, Any]:
         """All figures of one of GROUPS, JSON-ready, in the client's terms. A priority's rates are shares of the whole time."""
-        columns, wall_s = self.columns, self.wall_s
+        columns, wall_s = self.columns, self.columns.wall_s
         chosen = columns.chosen(group)
         ok, output, prompt = int(chosen.sum()), int(columns.output[chosen].sum()), int(columns.prompt[chosen].sum())
         failed = dict(self.errors) if group == "all" else {}
@@ -237,7 +237,7 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
                 "groups": {group: run.summary(group) for group in run.groups},
                 "lag_s": dict.fromkeys((*STATISTICS, "max"), 0.0),
                 "beside_the_server": [],
-                "server_stats": dict(run.engine),
+                "server_stats": run.engine | {"latency": {group: _server_ttft(run, group) for group in run.groups}},
                 "answers": _answers(run),
                 "slots": run.slots,
                 "steps": run.steps,
@@ -245,6 +245,10 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
             for run in runs
         ],
     }
+
+
+def _server_ttft(run: Run, group: str) -> dict[str, Distribution]:
+    return {"server_ttft": distribution(run.columns.values("ttft", group))}
 
 
 def _answers(run: Run) -> list[dict[str, Any]]:

@@ -49,8 +49,7 @@ def run(
     serve(engines, coming, rule.route if rule else None)
 
     columns = results.columns()
-    wall_s = float(columns.answered.max(initial=0.0))
-    figures = engine_figures([engine.driver for engine in engines], wall_s)
+    figures = engine_figures([engine.driver for engine in engines], columns.wall_s)
     steps = None
     if log:
         for engine in engines:

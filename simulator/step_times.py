@@ -21,7 +21,7 @@ from simulator.virtual import StepTimeOf
 
 FORMAT = 1  # of a model file
 DATA = Path(__file__).with_name("data")
-HICCUP = 3.0  # a step that took longer than so many times what the law says does not shape the law
+HICCUP = 3.0  # a step that took longer than so many times what the law says is the machine's affair and not the step's
 
 
 class ModelError(ValueError):
@@ -130,8 +130,8 @@ class Roofline:
 
 
 def fit(steps: Sequence[Probe]) -> Linear:
-    """The law with the least relative error and no negative term, scaled so that all steps together take as long as they did.
-    Raises ModelError."""
+    """The law with the least relative error and no negative term, scaled so that all steps but hiccups together take as long
+    as they did. Raises ModelError."""
     if len(steps) < 10:
         raise ModelError(f"a fit needs at least 10 steps, there are {len(steps)}")
     terms = np.array([(1.0, *step.load) for step in steps])
@@ -140,8 +140,7 @@ def fit(steps: Sequence[Probe]) -> Linear:
         raise ModelError("every step must have taken some time")
     law = _non_negative(terms / seconds[:, None], np.ones(len(seconds)))
     usual = seconds <= HICCUP * (terms @ law)
-    law = _non_negative(terms[usual] / seconds[usual, None], np.ones(usual.sum()))
-    law *= seconds.sum() / (terms @ law).sum()
+    law *= seconds[usual].sum() / (terms[usual] @ law).sum()
     return Linear(tuple(float(b) for b in law))
 
 
@@ -209,7 +208,10 @@ def find_model(name: str) -> Model:
 
 def known_models() -> Iterable[str]:
     """What `find_model` knows by name."""
-    return [*sorted(path.stem for path in DATA.glob("*.*")), *(f"{gpu}:SHAPE" for gpu in GPUS)]
+    return [
+        *sorted(path.stem for path in DATA.glob("*") if path.suffix in (".json", ".csv")),
+        *(f"{gpu}:SHAPE" for gpu in GPUS),
+    ]
 
 
 def _read_model(path: Path) -> Model:
@@ -224,13 +226,13 @@ def _read_model(path: Path) -> Model:
         raise ModelError(f"{path}: coefficients_s must be five numbers from 0 on, not all 0")
     known = {f.name for f in fields(Limits)}
     given = value.get("limits")
-    if not isinstance(given, dict) or not all(isinstance(n, int | float) for n in given.values()):
-        raise ModelError(f"{path}: limits must be an object of numbers")
+    if not isinstance(given, dict):
+        raise ModelError(f"{path}: limits must be an object")
     if unknown := sorted(given.keys() - known):
         raise ModelError(f"{path}: limits has no {unknown[0]}; there are {', '.join(sorted(known))}")
     try:
         limits = Limits(**given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: limits: {error}") from None
     return Model(Linear(tuple(float(b) for b in numbers)), limits, str(value.get("about") or path.stem))
 

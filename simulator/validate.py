@@ -141,7 +141,7 @@ def same_records(logged: Logged, records: Sequence[dict[str, Any]]) -> int:
 
 
 def _figures(columns: Columns) -> Figures:
-    wall_s = float(columns.answered.max(initial=0.0)) or float("nan")
+    wall_s = columns.wall_s or float("nan")
     found = {"requests/s": len(columns.output) / wall_s, "output tokens/s": float(columns.output.sum()) / wall_s}
     for name in COMPARED:
         values = distribution(columns.values(name))

@@ -1,12 +1,15 @@
 """`python -m simulator run` from its arguments to its files, and what it says to arguments that will not do."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from simulator.__main__ import main
 
+CLIENT = Path(__file__).parents[2] / "client" / "client.py"
 RUN = ["run", "--requests", "40", "--rate", "50", "--output", "4-12", "--model", "T4:gpt2"]
 
 
@@ -60,6 +63,44 @@ def test_what_will_not_do_is_one_line_that_names_it(arguments: str, told: str, c
     assert told in said
     assert said.startswith("simulator: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("validate --log run.jsonl --policy static", "--log: the log says which policy"),
+        ("validate --engine demo --url http://127.0.0.1:1 --requests 5", "--url goes with --log"),
+        ("validate --engine demo", "give either --plan or --requests"),
+        ("validate --engine demo --policy static,dynamic --requests 5", "--policy: one is validated at a time"),
+        ("validate --engine gpt5 --requests 5", "--engine gpt5: "),
+        ("validate --log none.jsonl --model T4:gpt2", "--model T4:gpt2: must be a law that `calibrate` wrote"),
+        ("calibrate --out m.json", "one of the arguments --url --log --engine is required"),
+        ("calibrate --url http://127.0.0.1:1 --out m.json", "--url: http://127.0.0.1:1/steps?limit=10000: "),
+    ],
+)
+def test_calibrate_and_validate_refuse_in_one_line_too(arguments: str, told: str, capsys):
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_the_client_makes_its_page_of_what_was_simulated(tmp_path: Path):
+    assert main([*RUN, "--policy", "static,dynamic", "--deferred", "0.5", "--report", str(tmp_path)]) == 0
+    command = [sys.executable, str(CLIENT), "--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "page")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "roofline of gpt2" in said
+    assert (tmp_path / "page" / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (tmp_path / "page" / "slots.png").exists()
+    simulated = json.loads((tmp_path / "results.json").read_text())["modes"]
+    shown = json.loads((tmp_path / "page" / "results.json").read_text())["modes"]
+    for one, other in zip(simulated, shown, strict=True):
+        for group, figures in one["groups"].items():
+            for name, value in figures.items():
+                if isinstance(value, float):
+                    assert other["groups"][group][name] == pytest.approx(value, rel=1e-4), name
+                elif isinstance(value, dict) and name != "errors":
+                    assert other["groups"][group][name] == pytest.approx(value, rel=1e-3, abs=2e-6), name
 
 
 def test_a_plan_that_is_not_there_is_one_line(capsys, tmp_path: Path):

@@ -17,7 +17,7 @@ from simulator.virtual import OpenLoop, Replica, serve
 PER_TOKEN = Model(Linear((0.5, 0.01, 0.05, 0.0, 0.0)), Limits(max_batch_size=4), "toy")
 
 
-def routed(rule: str, requests: list[Request], engines: int = 2) -> list[list[str]]:
+def routed(rule: str, requests: list[Request], engines: int = 2, slots: int = 64) -> list[list[str]]:
     """Which requests each engine got, a second a step, one at a time."""
     answered: list[list[str]] = [[] for _ in range(engines)]
     router: Router | None = None
@@ -27,7 +27,8 @@ def routed(rule: str, requests: list[Request], engines: int = 2) -> list[list[st
         assert router is not None
         router.answered(place, req)
 
-    replicas = [Replica(NoBatch(), Limits(), lambda step: 1.0, partial(on_answer, place)) for place in range(engines)]
+    limits = Limits(max_batch_size=slots)
+    replicas = [Replica(NoBatch(), limits, lambda step: 1.0, partial(on_answer, place)) for place in range(engines)]
     router = Router(replicas, rule)
     serve(replicas, OpenLoop(requests), router.route)
     return answered
@@ -41,8 +42,8 @@ def test_round_robin_gives_each_its_turn_whatever_it_has_to_do():
 def test_least_requests_counts_who_is_not_answered_at_that_moment():
     requests = [Request("a", [0], 9), Request("b", [0], 1, arrival=0.1), Request("c", [0], 1, arrival=2.0)]
     assert routed("least-requests", requests) == [["a"], ["b", "c"]]
-    early = [Request("a", [0], 3), Request("b", [0], 2, arrival=0.1), Request("c", [0], 1, arrival=0.2)]
-    assert routed("least-requests", early) == [["a", "c"], ["b"]], "both are busy: the next in turn"
+    early = [Request("a", [0], 3), Request("b", [0], 1, arrival=0.1), Request("c", [0], 1, arrival=0.5)]
+    assert routed("least-requests", early) == [["a", "c"], ["b"]], "b's answer is on its way: the next in turn"
 
 
 def test_least_tokens_knows_a_long_request_from_a_short_one():
@@ -56,6 +57,11 @@ def test_shortest_wait_looks_at_who_goes_before():
     engines = routed("shortest-wait", [*full, *later])
     assert sorted(len(served) for served in engines) == [2, 2]
     assert "late" in min(engines, key=lambda served: sum(name != "late" for name in served))
+
+
+def test_shortest_wait_knows_how_long_a_taken_seat_stays_taken():
+    requests = [Request("long", [0], 40), Request("short", [0], 10, arrival=0.1), Request("late", [0], 1, arrival=5.0)]
+    assert routed("shortest-wait", requests, slots=1) == [["long"], ["short", "late"]]
 
 
 @pytest.mark.parametrize("rule", ROUTERS)

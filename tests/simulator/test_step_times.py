@@ -41,16 +41,13 @@ def test_the_fit_finds_the_law_of_a_machine():
     assert fit(measured()).coefficients == pytest.approx(LAW.coefficients, rel=1e-6)
 
 
-def test_with_noise_no_single_step_shapes_the_law_and_all_together_take_as_long_as_they_did():
+def test_with_noise_all_steps_but_a_hiccup_together_take_as_long_as_they_did():
     steps = measured(noise=0.1)
     steps[7] = Probe(steps[7].load, 100 * steps[7].seconds)
     law = fit(steps)
-    others = [step for i, step in enumerate(steps) if i != 7]
-    assert errors(law, steps).total == pytest.approx(0, abs=1e-9)
-    shape = Linear(
-        tuple(b * sum(s.seconds for s in others) / sum(law.seconds(s.load) for s in others) for b in law.coefficients)
-    )
-    assert errors(shape, others).p99 < 0.15
+    others = errors(law, steps[:7] + steps[8:])
+    assert others.total == pytest.approx(0, abs=1e-9)
+    assert others.p99 < 0.15
 
 
 def test_no_term_is_negative_though_the_data_ask_for_it_and_nothing_fits_better():
@@ -111,7 +108,8 @@ def test_a_model_file_gives_back_what_was_written(tmp_path: Path):
         ({"coefficients_s": [-1, 0, 0, 0, 0]}, "numbers from 0 on"),
         ({"limits": {"slots": 3}}, "limits has no slots; there are"),
         ({"limits": {"max_batch_size": 0}}, "limits: max_batch_size: must be at least 1"),
-        ({"limits": [1]}, "limits must be an object of numbers"),
+        ({"limits": {"num_blocks": "many"}}, "limits: .* not supported between instances of 'str' and 'int'"),
+        ({"limits": [1]}, "limits must be an object"),
     ],
 )
 def test_a_model_file_that_will_not_do_is_named_with_its_field(tmp_path: Path, change: dict, told: str):
