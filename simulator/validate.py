@@ -3,13 +3,13 @@ the figures of the runs from each other; and the plans of the real runs, made ag
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batching.policy import Policy
 from batching.step_time import Probe
-from simulator.calibrate import Logged, make_again, make_steps
+from simulator.calibrate import LogError, Logged, make_again, make_steps
 from simulator.plans import Plan
 from simulator.results import LATENCIES, Columns, Results, distribution, grid
 from simulator.simulation import run
@@ -150,9 +150,8 @@ def _figures(columns: Columns) -> Figures:
 
 
 def _rows(real: Sequence[Figures], simulated: Figures) -> tuple[Row, ...]:
-    def rows() -> Iterator[Row]:
-        for name, value in simulated.items():
-            kind = next((s for s in BOUNDS if s in name), "throughput")
-            yield Row(name, tuple(figures[name] for figures in real), value, BOUNDS[kind])
-
-    return tuple(rows())
+    shared = [name for name in simulated if all(name in figures for figures in real)]
+    if not any(name.startswith("E2EL") for name in shared):
+        raise LogError("no request was served: there is nothing to compare")
+    kinds = {name: next((s for s in BOUNDS if s in name), "throughput") for name in shared}
+    return tuple(Row(name, tuple(f[name] for f in real), simulated[name], BOUNDS[kinds[name]]) for name in shared)

@@ -119,6 +119,14 @@ def test_a_log_with_a_cancel_is_made_again_but_not_simulated(tmp_path: Path, cap
     assert "has a cancel" in capsys.readouterr().err
 
 
+def test_a_run_in_which_nobody_was_served_cannot_be_compared():
+    log, clock = Log(), VirtualClock()
+    driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
+    driver.submit(Request("a", [0] * 5000, 9))
+    with pytest.raises(LogError, match="nothing to compare"):
+        on_log(make_again(log), POLICIES["dynamic"], LAW)
+
+
 def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_not(tmp_path: Path):
     lines = [json.dumps(record) for record in logged_run(count=5)[0]]
     path = tmp_path / "run.jsonl"
