@@ -3,9 +3,7 @@ requests and answers, and what the engines learned of themselves; it moves nobod
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 
 from batching.request import Request
 from batching.step_time import Load
@@ -19,7 +17,6 @@ class Seen:
     replica: Replica
     requests: int = 0
     tokens: int = 0  # prompts and outputs of those requests, whole
-    answers: list[tuple[float, int, int]] = field(default_factory=list)  # a heap: time, number, tokens; not yet seen
 
 
 class Router:
@@ -29,14 +26,9 @@ class Router:
         self._seen = [Seen(replica) for replica in replicas]
         self._cost = ROUTERS[rule]
         self._next = 0
-        self._numbers = count()
 
     def route(self, req: Request) -> Replica:
         """The engine that gets it: the cheapest by the rule, of equal ones the next in turn."""
-        for seen in self._seen:
-            while seen.answers and seen.answers[0][0] <= req.arrival:
-                seen.requests -= 1
-                seen.tokens -= heappop(seen.answers)[2]
         turn = self._seen[self._next :] + self._seen[: self._next]
         chosen = min(turn, key=lambda seen: self._cost(seen, req))
         self._next = (self._seen.index(chosen) + 1) % len(self._seen)
@@ -45,9 +37,9 @@ class Router:
         return chosen.replica
 
     def answered(self, place: int, req: Request) -> None:
-        """An engine, by its place, has answered: known to the router once that time has come."""
-        at = req.arrival if req.answered_at is None else req.answered_at
-        heappush(self._seen[place].answers, (at, next(self._numbers), _size(req)))
+        """An engine, by its place, has answered."""
+        self._seen[place].requests -= 1
+        self._seen[place].tokens -= _size(req)
 
 
 def _size(req: Request) -> int:

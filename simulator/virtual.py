@@ -64,7 +64,7 @@ class VirtualExecutor:
 
 
 class Unwatched(StepLog):
-    """Keeps no record of the steps: where nobody looks at them, making them would be a third of the work."""
+    """Keeps no record of the steps: where nobody looks at them, making them would be a sixth of the work."""
 
     def __init__(self) -> None:
         super().__init__(0)
