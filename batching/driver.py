@@ -30,10 +30,12 @@ class Driver:
         on_answer: Callable[[Request], None],
         log: Log | None = None,
         on_token: Callable[[Request], None] = lambda req: None,
+        steps: StepLog | None = None,
     ) -> None:
+        """`steps`: who keeps the steps' records, if not a log of the driver's own."""
         self.scheduler = scheduler
         self.stats = Stats(clock())
-        self.steps = StepLog(scheduler.limits.max_batch_size)
+        self.steps = StepLog(scheduler.limits.max_batch_size) if steps is None else steps
         self._clock = clock
         self._on_answer = on_answer
         self._log = log

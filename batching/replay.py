@@ -3,7 +3,7 @@
 The plans themselves are not in the log, so equality with the run's own plans shows that scheduling depends on nothing else.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from batching.driver import Driver
@@ -11,16 +11,28 @@ from batching.policies import POLICIES
 from batching.policy import Limits, Policy
 from batching.request import Priority, Request, RequestError, SamplingParams
 from batching.scheduler import Scheduler
-from batching.step import StepResult
+from batching.step import Step, StepResult
+from batching.step_log import StepLog
 from batching.step_time import Load, Probe
 
 
-def replay(log: Iterable[Mapping[str, Any]]) -> list[tuple]:
-    """The plans (`Step.plan()`) that the run behind `log` made. Raises KeyError or TypeError for a malformed record."""
+def replay(
+    log: Iterable[Mapping[str, Any]],
+    *,
+    on_step: Callable[[Step, float], None] = lambda step, seconds: None,
+    on_answer: Callable[[Request], None] = lambda req: None,
+    steps: StepLog | None = None,
+) -> list[tuple]:
+    """The plans (`Step.plan()`) that the run behind `log` made. Raises KeyError or TypeError for a malformed record.
+
+    `on_step` is told of each step that succeeded how long it kept the engine: since the end of the one before, or since it was
+    planned where the engine had been idle. `steps` keeps the steps' records."""
     records = iter(log)
     start = next(records)
-    now, stopped, plans = 0.0, set[str](), []
-    driver = Driver(Scheduler(_policy(start), Limits(**start["limits"])), lambda: now, on_answer=lambda req: None)
+    now, ended, idle, stopped, plans = 0.0, 0.0, True, set[str](), []
+    under_way: dict[int, tuple[Step, bool]] = {}  # with whether the engine was idle before
+    scheduler = Scheduler(policy_of(start), Limits(**start["limits"]))
+    driver = Driver(scheduler, lambda: now, on_answer, steps=steps)
     for record in records:
         now = record.get("now", now)
         match record["kind"]:
@@ -31,21 +43,27 @@ def replay(log: Iterable[Mapping[str, Any]]) -> list[tuple]:
             case "cancel":
                 driver.cancel(record["id"], RequestError(record["code"], "replayed"))
             case "switch":
-                driver.switch(_policy(record))
+                driver.switch(policy_of(record))
             case "drain":
                 driver.drain(RequestError(record["code"], "replayed"))
             case "plan":
                 if step := driver.plan():
                     plans.append(step.plan())
+                    under_way[step.id] = step, idle
+                idle = not under_way
             case "result":
                 stopped.clear()
                 stopped.update(record["stopped"])
                 error = record["error"] and RuntimeError(record["error"])
                 driver.complete(StepResult(record["step"], record["started"], record["ended"], record["tokens"], error))
+                step, was_idle = under_way.pop(record["step"])
+                if error is None:
+                    on_step(step, record["ended"] - (step.planned_at if was_idle else ended))
+                ended = record["ended"]
     return plans
 
 
-def _policy(record: Mapping[str, Any]) -> Policy:
+def policy_of(record: Mapping[str, Any]) -> Policy:
     return POLICIES[record["mode"]].from_arguments(record["params"])
 
 

@@ -4,7 +4,7 @@ committed here, and so are results, cancels and failures. Deterministic: `now` i
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
@@ -15,7 +15,7 @@ from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free, shareable
 from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
-from batching.step_time import Load, StepTime
+from batching.step_time import StepTime
 
 MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
 
@@ -124,15 +124,15 @@ class Scheduler:
                 continue
             if self.limits.prefix_caching and step.variant == 0:
                 self._enter(row)
-            req.logprobs.update(result.logprobs.get(req.id, {}))
+            if result.logprobs:
+                req.logprobs.update(result.logprobs.get(req.id, {}))
             if self._wants_token(row):
                 self._append(req, result.tokens[req.id], result.ended)
                 continued.append(req)
         self._settle(result.ended)
         if result.error is None:
-            load = Load.of((row.count + row.pad, row.start) for row in step.rows)
-            lane, variant = step.lane, step.variant
-            self.step_times[variant].observe(load, result.ended - max(step.planned_at, self._last_ended[lane]))
+            seconds = result.ended - max(step.planned_at, self._last_ended[step.lane])
+            self.step_times[step.variant].observe(step.load, seconds)
         self._last_ended[step.lane] = result.ended
         return continued
 
@@ -172,6 +172,11 @@ class Scheduler:
     @property
     def num_resident(self) -> int:
         return len(self._resident)
+
+    @property
+    def live(self) -> Collection[Request]:
+        """All that are not answered, in order of their submission."""
+        return self._requests.values()
 
     @property
     def num_live(self) -> int:
@@ -289,7 +294,8 @@ class Scheduler:
             req.blocks.extend(work.shared)
             req.num_entered = len(work.shared)
             req.num_computed = cached = req.num_entered * self.limits.block_size
-        req.blocks.extend(self.blocks.allocate(blocks))
+        if blocks:
+            req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
         req.variant = variant
         req.num_computed += work.count

@@ -61,18 +61,23 @@ class Stats:
     def on_step(self, step: Step, blocks_in_use: int) -> None:
         with self._lock:
             self._started_at = step.planned_at if self._started_at is None else self._started_at
-            counts, computed = self._totals.counts, step.num_tokens
-            counts.steps += 1
-            counts.computed_tokens += computed
-            counts.padding_tokens += step.num_padding
-            counts.batch_sizes[sum(row.count > 0 for row in step.rows)] += 1
-            counts.preemptions += len(step.preempted)
-            counts.promotions += len(step.promoted)
+            counts = self._totals.counts
+            computed = rows = again = 0
             for row in step.rows:
+                computed += row.count
+                rows += row.count > 0
+                if row.start < row.req.lost:
+                    again += min(row.start + row.count, row.req.lost) - row.start
                 if row.cached is not None and not row.req.preemptions:  # as vLLM counts
                     counts.prefix_cache_queries += len(row.req.tokens)
                     counts.prefix_cache_hits += row.cached
-            counts.recomputed_tokens += sum(max(0, min(r.start + r.count, r.req.lost) - r.start) for r in step.rows)
+            counts.steps += 1
+            counts.computed_tokens += computed
+            counts.padding_tokens += step.num_padding
+            counts.batch_sizes[rows] += 1
+            counts.preemptions += len(step.preempted)
+            counts.promotions += len(step.promoted)
+            counts.recomputed_tokens += again
             self._totals.histograms.step_tokens.observe(computed)
             latest = {(request, why) for _, _, request, why in self._decisions}
             new = ((request, why) for request, why in step.reasons.items() if (request, why) not in latest)

@@ -7,9 +7,11 @@ side by side there is no order, so there a request belongs to one step at a time
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from batching.request import Lane, Logprob, Request
+from batching.step_time import Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Step:
     @property
     def num_padding(self) -> int:
         return sum(row.pad for row in self.rows)
+
+    @cached_property
+    def load(self) -> Load:
+        """The work in it, padding included, as the models of step times have it."""
+        return Load.of([(row.count + row.pad, row.start) for row in self.rows])
 
     def plan(self) -> tuple:
         """What was decided, in plain values that can be compared and written down."""

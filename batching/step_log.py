@@ -72,6 +72,7 @@ class StepLog:
             "cached": step.num_cached,
             "tokens": 0,
             "padding": step.num_padding,
+            "load": step.load,
             "why": reasons,
         }
 

@@ -42,10 +42,15 @@ class Load(NamedTuple):
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int]]) -> "Load":
         """Of (count, start) pairs."""
-        load = cls()
+        prefill = decodes = kv = products = 0
         for count, start in rows:
-            load = load.plus(count, start)
-        return load
+            if count == 1:
+                decodes += 1
+                kv += start + 1
+            else:
+                prefill += count
+                products += count * (start + count)
+        return cls(prefill, decodes, kv, products)
 
 
 class Probe(NamedTuple):

@@ -93,6 +93,7 @@ WORKLOAD_FLAGS = (
     "--numtokens_range", "--prompt-lengths", "--output-lengths", "--selection", "--deferred", "--context", "--seed",
 )  # fmt: skip
 APART = (
+    ("--results", (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--stream", "--url"), "nothing is sent"),
     ("--plan", WORKLOAD_FLAGS, "the plan says it all"),
     (
         "--users",
@@ -105,7 +106,13 @@ APART = (
     ("--output-lengths", ("--numtokens_range",), "both say how long outputs are"),
     ("--prompt", ("--plan", "--plan-only", "--report", "--goodput", "--stream"), "it sends a single request"),
 )
-NEEDED = {"--rate": "--arrivals", "--duration": "--arrivals", "--bins": "--arrivals", "--speed": "--trace"}
+NEEDED = {
+    "--results": "--report",
+    "--rate": "--arrivals",
+    "--duration": "--arrivals",
+    "--bins": "--arrivals",
+    "--speed": "--trace",
+}
 
 
 def _check_combination(parser: argparse.ArgumentParser, given: set[str]) -> None:
@@ -164,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_int, default=0, metavar="N", help="of everything drawn (default 0)")
     add("--plan", type=Path, metavar="FILE", help="send the requests of a plan.json instead")
     add("--plan-only", action="store_true", help="write plan.json and plan.png, and send nothing")
+    add("--results", type=Path, metavar="FILE", help="send nothing: the page of a results.json, also of the simulator's")
     add("--prompt", metavar="TEXT", help="send this one request and print its completion; needs --numtokens")
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument

@@ -22,6 +22,7 @@ from arguments import parse_arguments, read_workloads
 from connection import ClientError, Server
 from firing import Send, fire
 from report import table, warnings, write_report, write_results
+from saved import read_results
 from steps import StepLog
 from workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.prompt is not None:
             return asyncio.run(ask_once(args))
+        if args.results:
+            return report_again(args)
         if args.plan:
             streams = [Stream("", read_plan(args.plan))]
         else:
@@ -68,6 +71,19 @@ def show_plans(streams: Sequence[Stream], args: argparse.Namespace) -> int:
             draw_plan(folder / "plan.png", plan)
         print(f"{len(plan.requests)} requests within {plan.duration_s:.1f} s; {plan.made}")
         print(f"plan: {folder / 'plan.json'}\npicture: {folder / 'plan.png'}")
+    return 0
+
+
+def report_again(args: argparse.Namespace) -> int:
+    """The tables and the page of runs that were written before, here or by the simulator."""
+    about, stream = read_results(args.results)
+    _make_folder(args.report)
+    print(f"{about}\n{stream.plan.made}\n\n{table(stream.runs, args.goodput)}\n")
+    with _written_in(args.report):
+        if all(request.prompt for request in stream.plan.requests):  # those of the simulator have no text
+            write_plan(args.report / "plan.json", stream.plan)
+        print(write_results(args.report, stream.runs))
+        print(write_report(args.report, [stream], args.goodput, about))
     return 0
 
 

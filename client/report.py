@@ -351,7 +351,8 @@ def _section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[
         f"<p class=quiet>{escape(like_with_like)}</p>",
         _html(_beside(runs), 2, bold=True),
         *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
-        "<p class=quiet>Raw: results.csv (every request), results.json (everything), plan.json (the plan, for --plan)"
+        "<p class=quiet>Raw: results.csv (every request), results.json (everything)"
+        + (", plan.json (the plan, for --plan)" if all(request.prompt for request in plan.requests) else "")
         + (f", in the folder {escape(stream.folder)}.</p>" if stream.name else ".</p>"),
     ]
     return "\n".join(part for part in parts if part)

@@ -58,7 +58,8 @@ def test_a_record_has_what_the_contract_says():
     assert first == {
         "id": 1, "end": 0.5, "ms": 500.0, "mode": "dynamic", "cells": "pp",
         "new": [[0, 1, "i", "a"], [1, 2, "d", "b"]], "gone": [],
-        "queue": 0, "running": 2, "kv": round(3 / 64, 4), "computed": 8, "cached": 0, "tokens": 2, "padding": 0, "why": [],
+        "queue": 0, "running": 2, "kv": round(3 / 64, 4), "computed": 8, "cached": 0, "tokens": 2, "padding": 0,
+        "load": [8, 0, 0, 34], "why": [],
         "done": [["d", 500.0, None, 500.0, 1]],
     }  # fmt: skip
     assert second["gone"] == [[1, "f"]]

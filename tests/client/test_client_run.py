@@ -326,6 +326,38 @@ def test_a_report_is_one_page_without_network_or_script_with_every_picture_in_it
     assert found["groups"].keys() == {"all", "immediate", "deferred"}
 
 
+def test_results_that_were_written_are_shown_again_without_a_server(stub: Stub, tmp_path: Path, capsys) -> None:
+    stub.steps = [step(1, "pp", new=[[0, 1, "i", "a"], [1, 2, "d", "b"]]), step(2, "dd"), step(3, "dx")]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert go(stub, tmp_path, "--modes", "static,mixed", "--deferred", "0.5", "--report", str(first)) == 0
+    stub.stop()
+    assert main(["--results", str(first / "results.json"), "--report", str(again)]) == 0
+
+    def about(answer: dict[str, Any]) -> dict[str, Any]:
+        """TPOT and latency are made of times that were rounded when they were written."""
+        return {key: pytest.approx(value, abs=5e-6) if isinstance(value, float) else value for key, value in answer.items()}
+
+    for one, other in zip(results(first)["modes"], results(again)["modes"], strict=True):
+        assert other["answers"] == [about(answer) for answer in one["answers"]]
+        assert other["steps"] == one["steps"]
+        assert other["groups"]["all"]["errors"] == one["groups"]["all"]["errors"] == {}
+    assert (again / "report.html").read_text().count("data:image/png;base64,") == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("[", "is no results.json"), ('{"modes": [{}]}', "is no results.json"), ("", "is no results.json")],
+)
+def test_a_file_that_holds_no_results_is_refused_in_a_line(tmp_path: Path, capsys, text: str, told: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    assert main(["--results", str(path), "--report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert told in said
+    assert said.count("\n") == 1
+
+
 def test_without_step_records_the_report_says_so_and_leaves_the_timeline_out(stub: Stub, tmp_path: Path) -> None:
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,165 @@
+"""Where a law of step times comes from: the step records of a running server, the input log of one, or steps made here on the
+real engine. Also what else a log tells: the requests that came, and what became of them.
+"""
+
+import json
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batching.policies.dynamic import Dynamic
+from batching.policy import Limits, Policy
+from batching.replay import policy_of, replay
+from batching.request import Request
+from batching.step import Step
+from batching.step_log import KEPT, StepLog
+from batching.step_time import Load, Probe
+from simulator.plans import Plan
+
+if TYPE_CHECKING:
+    from simulator.real import RealEngine
+
+TIMEOUT_S = 30.0
+NOT_SIMULATED = ("cancel", "switch", "drain")  # what a log may hold beside requests
+USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the steps made here
+EACH = 2  # requests of each of them
+
+
+class LogError(ValueError):
+    """Steps that cannot be had or read; the message is one line."""
+
+
+# ---- from a server
+
+
+def read_steps(url: str, key: str = "") -> tuple[list[dict[str, Any]], Limits]:
+    """A server's newest step records, and its limits. Raises LogError."""
+    address = f"{url.rstrip('/')}/steps?limit={KEPT}"
+    try:
+        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            value = json.load(answer)
+        return list(value["steps"]), Limits(**value["limits"])
+    except urllib.error.HTTPError as error:
+        raise LogError(f"--url: {address} answers {error.code} {error.reason}") from None
+    except (OSError, ValueError) as error:
+        raise LogError(f"--url: {address}: {getattr(error, 'reason', error)}") from None
+    except (KeyError, TypeError):
+        raise LogError(f"--url: {address} answers, but not as a BatchLab server does") from None
+
+
+def busy_steps(records: Sequence[Mapping[str, Any]]) -> list[Probe]:
+    """The steps of step records that followed another without a pause, each with the time since the end of that one: a step is
+    more than its computation. There was no pause where a request was resident before, or somebody waited."""
+    found = []
+    for before, record in pairwise(records):
+        stayed = record["running"] > len(record["new"])
+        if record["id"] == before["id"] + 1 and (stayed or before["queue"]):
+            found.append(Probe(Load(*record["load"]), record["end"] - before["end"]))
+    return [step for step in found if step.seconds > 0]
+
+
+# ---- from an input log
+
+
+@dataclass
+class Logged:
+    """A run, made again from its input log. `seconds`: of each step, as `replay` has it. `answered`: its requests, in the order
+    of their answers. `unlike`: what of NOT_SIMULATED came."""
+
+    policy: Policy
+    limits: Limits
+    plans: list[tuple]
+    seconds: list[Probe]
+    answered: list[Request]
+    steps: StepLog
+    unlike: list[str] = field(default_factory=list)
+
+    @property
+    def begun(self) -> float:
+        """The first arrival, on the clock of the log."""
+        return min((req.arrival for req in self.answered), default=0.0)
+
+    def plan(self) -> Plan:
+        """The same requests: they come when they came, and stop where they stopped."""
+        served = sorted((req for req in self.answered if req.error is None), key=lambda req: req.arrival)
+        return Plan(len(served), partial(_again, served, self.begun), made=f"{len(served)} requests of a log")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of `./server.sh MODE --input-log FILE`. Raises LogError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):  # the last may be half written
+                raise LogError(f"{path}, line {number}: is not JSON: {error}") from None
+    return records
+
+
+def make_again(records: Sequence[Mapping[str, Any]], name: str = "the log") -> Logged:
+    """Replay a log. Raises LogError."""
+    seconds: list[Probe] = []
+    answered: list[Request] = []
+
+    def on_step(step: Step, took: float) -> None:
+        if took > 0:
+            seconds.append(Probe(step.load, took))
+
+    try:
+        limits = Limits(**records[0]["limits"])
+        policy = policy_of(records[0])
+        steps = StepLog(limits.max_batch_size)
+        plans = replay(records, on_step=on_step, on_answer=answered.append, steps=steps)
+        unlike = [str(record["kind"]) for record in records if record["kind"] in NOT_SIMULATED]
+    except (LookupError, TypeError, ValueError) as error:
+        raise LogError(f"{name}: is no input log: {type(error).__name__}: {error}") from None
+    steps.publish()
+    return Logged(policy, limits, plans, seconds, answered, steps, unlike)
+
+
+def _again(served: Iterable[Request], begun: float) -> Iterator[Request]:
+    for index, req in enumerate(served):
+        again = Request(str(index), req.tokens[: req.prompt_len], req.max_tokens, req.priority, req.arrival - begun)
+        if req.finish_reason == "stop":
+            again.stop = partial(_has, len(req.token_times))
+        yield again
+
+
+def _has(tokens: int, req: Request) -> bool:
+    return len(req.token_times) >= tokens
+
+
+# ---- made here
+
+
+def make_steps(engine: "RealEngine", seed: int, told: Callable[[str], None]) -> list[Probe]:
+    """Steps of every kind on the real engine: ever more users, with prompts and outputs of all lengths that fit."""
+    steps: list[Probe] = []
+    limits = engine.limits
+    for users in [users for users in USERS if users < limits.max_batch_size] + [limits.max_batch_size]:
+        plan = Plan(EACH * users, partial(_mixture, EACH * users, limits, seed), users)
+        logged = make_again(engine.serve(Dynamic(), plan).log)
+        steps += logged.seconds
+        told(f"{users} users: {len(logged.seconds)} steps")
+    return steps
+
+
+def _mixture(count: int, limits: Limits, seed: int) -> Iterator[Request]:
+    rng = random.Random(seed)
+    room = min(limits.max_context, limits.num_blocks * limits.block_size)
+    for index in range(count):
+        prompt = rng.randint(1, max(1, room // 2))
+        output = rng.randint(1, max(1, room // 8))
+        yield Request(str(index), rng.choices(range(1000), k=prompt), output)

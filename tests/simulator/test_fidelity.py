@@ -1,0 +1,187 @@
+"""Calibrating and validating: against an engine whose law is known, on the real engine, and on a real server by its log."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from batching.driver import Driver
+from batching.policies import POLICIES
+from batching.policy import Limits
+from batching.request import Request, RequestError
+from batching.scheduler import Scheduler
+from batching.step import Step
+from simulator.__main__ import main
+from simulator.calibrate import LogError, busy_steps, make_again, read_log
+from simulator.plans import Lengths, poisson_plan
+from simulator.step_times import Linear, fit
+from simulator.validate import on_log, same_records
+from simulator.virtual import OpenLoop, Replica, VirtualClock, VirtualExecutor, serve
+from tests.api.server_process import ServerProcess
+
+LAW = Linear((0.004, 0.0003, 0.0009, 2e-6, 5e-7))
+LIMITS = Limits(max_batch_size=8, token_budget=64, num_blocks=60)
+
+
+class Log(list[dict[str, Any]]):
+    """An input log as it comes back from its file."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.append(json.loads(json.dumps(record)))
+
+
+def law(step: Step) -> float:
+    return LAW.seconds(step.load)
+
+
+def logged_run(mode: str = "dynamic", count: int = 80, stop: bool = False) -> tuple[Log, Driver]:
+    """A run on an engine that keeps LAW, with arrivals that leave it idle now and then."""
+    log = Log()
+    requests = list(poisson_plan(count, 12.0, Lengths(2, 90), Lengths(1, 40), deferred=0.3, seed=4).draw())
+    if stop:
+        for req in requests[::3]:
+            req.stop = lambda req: len(req.output) == 5
+    replica = Replica(POLICIES[mode](), LIMITS, law, lambda req: None, log=log.write)
+    serve([replica], OpenLoop(requests))
+    return log, replica.driver
+
+
+def test_the_law_of_an_engine_comes_out_of_its_input_log():
+    logged = make_again(logged_run()[0])
+    assert fit(logged.seconds).coefficients == pytest.approx(LAW.coefficients, rel=1e-6)
+    assert logged.limits == LIMITS
+
+
+@pytest.mark.parametrize("mode", POLICIES)
+@pytest.mark.parametrize("stop", [False, True], ids=["by length", "some stop"])
+def test_with_the_right_law_a_log_is_simulated_as_it_was(mode: str, stop: bool):
+    logged = make_again(logged_run(mode, stop=stop)[0])
+    checked = on_log(logged, POLICIES[mode], LAW)
+    assert checked.good
+    assert max(abs(row.error) for row in checked.rows) < 1e-6
+    assert max(checked.step_errors[0][1:]) < 1e-9
+
+
+def test_with_a_wrong_law_the_validation_says_how_far_apart():
+    slow = Linear(tuple(1.2 * b for b in LAW.coefficients))
+    checked = on_log(make_again(logged_run()[0]), POLICIES["dynamic"], slow)
+    assert not checked.good
+    tpot = next(row for row in checked.rows if row.name == "TPOT p50, s")
+    assert tpot.error > 0.19
+    assert not tpot.within
+    assert checked.step_errors[0].total == pytest.approx(0.2)
+    assert "APART" in checked.text()
+
+
+def test_time_between_steps_counts_but_not_the_time_in_which_nobody_was_there():
+    """A host that takes a millisecond to enter a result and plan again."""
+    log, clock = Log(), VirtualClock()
+    driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
+    executor = VirtualExecutor(clock, law)
+    for burst in range(30):
+        clock.now = 10.0 * burst
+        driver.submit(Request(f"{burst}", [0] * (5 + burst), 9))
+        driver.submit(Request(f"{burst} too", [0] * (50 - burst), 3 + burst % 5))
+        while driver.iterate(executor) is not None:
+            clock.now += 0.001
+    logged = make_again(log)
+    late = sum(step.seconds - LAW.seconds(step.load) for step in logged.seconds)
+    assert late == pytest.approx(0.001 * (len(logged.plans) - 30))
+    records = [json.loads(text) for text in driver.steps.read(0, 10_000)[1]]
+    busy = busy_steps(records)
+    assert all(step.seconds == pytest.approx(LAW.seconds(step.load) + 0.001, abs=2e-6) for step in busy)
+    assert len(busy) >= len(records) - 31
+
+
+def test_the_plans_made_again_have_the_servers_own_step_records_and_others_are_noticed():
+    log, _ = logged_run("mixed")
+    watched = make_again(log)
+    assert len(watched.plans) > 50
+    records = [json.loads(text) for text in watched.steps.read(0, 10_000)[1]]
+    assert same_records(watched, records) == len(records) == len(watched.plans)
+    records[20]["cells"] += "p"
+    with pytest.raises(ValueError, match=f"step {records[20]['id']} differs"):
+        same_records(watched, records)
+
+
+def test_a_log_with_a_cancel_is_made_again_but_not_simulated(tmp_path: Path, capsys):
+    log, clock = Log(), VirtualClock()
+    driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
+    driver.submit(Request("a", [0] * 5, 9))
+    driver.plan()
+    driver.cancel("a", RequestError("cancelled", "gone"))
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join(map(json.dumps, log)))
+    assert main(["validate", "--log", str(path)]) == 2
+    assert "has a cancel" in capsys.readouterr().err
+
+
+def test_a_run_in_which_nobody_was_served_cannot_be_compared():
+    log, clock = Log(), VirtualClock()
+    driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
+    driver.submit(Request("a", [0] * 5000, 9))
+    with pytest.raises(LogError, match="nothing to compare"):
+        on_log(make_again(log), POLICIES["dynamic"], LAW)
+
+
+def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_not(tmp_path: Path):
+    lines = [json.dumps(record) for record in logged_run(count=5)[0]]
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join(lines)[:-9])
+    assert len(read_log(path)) == len(lines) - 1
+    path.write_text("\n".join([lines[0], "{", *lines[1:]]))
+    with pytest.raises(LogError, match="line 2: is not JSON"):
+        read_log(path)
+    with pytest.raises(LogError, match="No such file"):
+        read_log(tmp_path / "none")
+    with pytest.raises(LogError, match="is no input log"):
+        make_again([{"kind": "submit"}])
+
+
+def test_the_real_engine_is_validated_in_this_process(tmp_path: Path, capsys):
+    out = tmp_path / "figures.json"
+    plan = ["--requests", "12", "--rate", "30", "--prompt", "4-40", "--output", "2-12"]
+    main(
+        [
+            "validate",
+            "--engine",
+            "demo",
+            "--dtype",
+            "fp32",
+            "--limit",
+            "max_batch_size=4",
+            *plan,
+            "--runs",
+            "1",
+            "--out",
+            str(out),
+        ]
+    )
+    said = capsys.readouterr()
+    assert "are the same step by step" in said.out, said.err
+    found = json.loads(out.read_text())
+    assert found["plans_differ"] == 0
+    assert {"requests/s", "TTFT p50, s", "TPOT p99, s", "E2EL p90, s"} <= {figure["name"] for figure in found["figures"]}
+    assert all(figure["simulated"] > 0 and figure["real"][0] > 0 for figure in found["figures"])
+
+
+def test_a_real_server_is_calibrated_by_its_records_and_validated_by_its_log(tmp_path: Path, capsys):
+    log, model = tmp_path / "run.jsonl", tmp_path / "model.json"
+    flags = ("--model", "demo", "--dtype", "fp32", "--device", "cpu", "--max-batch-size", "4", "--input-log", str(log))
+    server = ServerProcess(tmp_path, "dynamic", *flags).wait_until_ready()
+    try:
+        bodies = [{"prompt": "The old house " * (1 + i % 5), "num_tokens": 3 + i % 9, "seed": i} for i in range(24)]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda body: requests.post(server.url + "/inference", json=body, timeout=60), bodies))
+        assert [answer.status_code for answer in answers] == [200] * 24
+        assert main(["calibrate", "--url", server.url, "--out", str(model)]) == 0
+        assert main(["validate", "--log", str(log), "--url", server.url, "--model", str(model)]) in (0, 1)
+    finally:
+        server.terminate()
+        server.wait()
+    said = capsys.readouterr()
+    assert "step records of the server are those of the plans made again from its log" in said.err
+    assert "E2EL p50" in said.out

@@ -1,0 +1,142 @@
+"""Step times on paper: the fit against a known law and a brute-force oracle, tables, rooflines, and files that will not do."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batching.policies.dynamic import Dynamic
+from batching.policy import Limits
+from batching.request import Request
+from batching.step import Row, Step
+from batching.step_time import Load, Probe
+from simulator.step_times import GPUS, SHAPES, Linear, ModelError, Roofline, Table, errors, find_model, fit, write_model
+from simulator.virtual import simulate
+
+LAW = Linear((0.004, 0.0003, 0.0009, 2e-6, 5e-7))
+
+
+def loads(count: int) -> list[Load]:
+    rng = random.Random(1)
+    rows = [[(1, rng.randint(1, 900)) for _ in range(rng.randint(0, 60))] for _ in range(count)]
+    return [
+        Load.of([*decodes, (rng.randint(2, 300), rng.randint(0, 500))] if rng.random() < 0.4 else decodes) for decodes in rows
+    ]
+
+
+def measured(noise: float = 0.0, law: Linear = LAW) -> list[Probe]:
+    rng = random.Random(2)
+    return [Probe(load, law.seconds(load) * (1 + rng.uniform(-noise, noise))) for load in loads(400)]
+
+
+def step_of(*rows: tuple[int, int]) -> Step:
+    """A step of (count, start) rows that all draw a token."""
+    reqs = [Request(str(i), [0] * (count + start), 1) for i, (count, start) in enumerate(rows)]
+    return Step(1, tuple(Row(req, start, count, 0, 0, True) for req, (count, start) in zip(reqs, rows, strict=True)), 0.0)
+
+
+def test_the_fit_finds_the_law_of_a_machine():
+    assert fit(measured()).coefficients == pytest.approx(LAW.coefficients, rel=1e-6)
+
+
+def test_with_noise_all_steps_but_a_hiccup_together_take_as_long_as_they_did():
+    steps = measured(noise=0.1)
+    steps[7] = Probe(steps[7].load, 100 * steps[7].seconds)
+    law = fit(steps)
+    others = errors(law, steps[:7] + steps[8:])
+    assert others.total == pytest.approx(0, abs=1e-9)
+    assert others.p99 < 0.15
+
+
+def test_no_term_is_negative_though_the_data_ask_for_it_and_nothing_fits_better():
+    rng = random.Random(3)
+    steps = [Probe(load, max(1e-4, 0.05 - 0.0005 * load.decodes + 1e-4 * rng.random())) for load in loads(200)]
+    law = fit(steps)
+    assert min(law.coefficients) >= 0
+    terms = np.array([(1.0, *step.load) for step in steps]) / np.array([step.seconds for step in steps])[:, None]
+
+    def cost(coefficients: np.ndarray) -> float:
+        return float(np.square(terms @ coefficients - 1).sum())
+
+    found = np.array(law.coefficients)
+    scale = (terms @ found).sum() / np.square(terms @ found).sum()  # the fit's own scale is that of the total
+    least = cost(found * scale)
+    for _ in range(2000):
+        nearby = np.maximum(0, found * scale + np.array([rng.gauss(0, 1) for _ in range(5)]) * [1e-3, 1e-5, 1e-5, 1e-7, 1e-7])
+        assert cost(nearby) > least - 1e-3
+
+
+def test_a_fit_needs_steps():
+    with pytest.raises(ModelError, match="at least 10 steps, there are 3"):
+        fit(measured()[:3])
+
+
+def test_a_table_is_linear_between_its_sizes_and_goes_on_beyond_the_last():
+    table = Table((1, 4, 8), (0.01, 0.04, 0.06))
+    sizes = {1: 0.01, 2: 0.02, 4: 0.04, 6: 0.05, 8: 0.06, 12: 0.08}
+    assert {n: pytest.approx(table(step_of(*[(1, 5)] * n))) for n in sizes} == sizes
+    assert Table((4,), (0.5,))(step_of((1, 1))) == 0.5
+
+
+def test_a_roofline_is_bound_by_memory_for_one_token_and_by_arithmetic_for_a_long_prompt():
+    gpu, medium = GPUS["H100"], SHAPES["gpt2-medium"]
+    weights = 12 * 24 * 1024**2 + 50257 * 1024  # 353 million, GPT-2 medium without its position embeddings
+    one = Roofline(gpu, medium)(step_of((1, 0)))
+    assert one == pytest.approx(2 * weights / gpu.bandwidth, rel=1e-3)
+    long = Roofline(gpu, medium)(step_of(*[(1024, 0)] * 64))
+    assert long > 2 * 12 * 24 * 1024**2 * 65536 / gpu.flops
+    assert Roofline(GPUS["T4"], medium)(step_of((1, 0))) > 10 * one
+
+
+def test_a_model_file_gives_back_what_was_written(tmp_path: Path):
+    path = tmp_path / "engine.json"
+    write_model(path, LAW, Limits(max_batch_size=7, num_blocks=99), "a machine")
+    model = find_model(str(path))
+    assert (model.step_time, model.limits, model.about) == (LAW, Limits(max_batch_size=7, num_blocks=99), "a machine")
+    answered = simulate(Dynamic(), model.limits, [Request("a", [0] * 5, 1)], model.step_time)
+    assert answered[0].answered_at == pytest.approx(LAW.seconds(Load.of([(5, 0)])))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": 2}, 'must be an object with "model": 1'),
+        ({"coefficients_s": [1, 2]}, "coefficients_s must be five numbers from 0 on"),
+        ({"coefficients_s": [0] * 5}, "not all 0"),
+        ({"coefficients_s": [-1, 0, 0, 0, 0]}, "numbers from 0 on"),
+        ({"limits": {"slots": 3}}, "limits has no slots; there are"),
+        ({"limits": {"max_batch_size": 0}}, "limits: max_batch_size: must be at least 1"),
+        ({"limits": {"num_blocks": "many"}}, "limits: .* not supported between instances of 'str' and 'int'"),
+        ({"limits": [1]}, "limits must be an object"),
+    ],
+)
+def test_a_model_file_that_will_not_do_is_named_with_its_field(tmp_path: Path, change: dict, told: str):
+    path = tmp_path / "engine.json"
+    write_model(path, LAW, Limits(), "")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=told) as raised:
+        find_model(str(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_table_of_several_columns_is_read_by_the_name_of_one(tmp_path: Path):
+    path = tmp_path / "service.csv"
+    path.write_text("# from a paper\nbatch,small,large\n1,10,20\n2,15,32\n")
+    model = find_model(f"{path}:large")
+    assert model.step_time == Table((1, 2), (0.02, 0.032))
+    assert model.limits.max_batch_size == 2
+    for name, told in ((str(path), "say which column"), (f"{path}:huge", "there are small, large")):
+        with pytest.raises(ModelError, match=told):
+            find_model(name)
+    path.write_text("batch,ms\n1,ten\n")
+    with pytest.raises(ModelError, match="every line must have a batch size"):
+        find_model(str(path))
+
+
+def test_an_unknown_model_is_told_what_there_is():
+    with pytest.raises(ModelError, match=r"no such name; there are .*H200:SHAPE"):
+        find_model("gpt5")
+    with pytest.raises(ModelError, match="needs a shape, as in T4:gpt2-medium"):
+        find_model("T4:gpt5")
