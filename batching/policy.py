@@ -34,6 +34,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field: every slot must be able to decode in one step, every prompt to run whole."""
+        object.__setattr__(self, "variants", tuple(self.variants))  # JSON has lists only
         for limit in fields(self):
             if limit.type is int and getattr(self, limit.name) < 1:
                 raise ValueError(f"{limit.name}: must be at least 1, not {getattr(self, limit.name)}")

@@ -220,7 +220,7 @@ class TestPlanner:
             scheduler.submit(Request(name, [0] * 5, 9), 0.0)
         complete(scheduler, planned(scheduler))
         free_seats = LIMITS.max_batch_size - scheduler.num_resident
-        return View((), scheduler.resident, (), LIMITS, scheduler.blocks.num_free, free_seats, scheduler.step_time)
+        return View((), scheduler.resident, (), LIMITS, scheduler.blocks.num_free, free_seats, scheduler.step_times)
 
     def test_keeping_its_kv_a_request_gives_back_its_seat_and_what_this_plan_granted(self):
         view = self.running("a", "b")

@@ -111,7 +111,8 @@ class Remembers(StepTime):
 
 def test_a_steps_duration_is_learned_by_its_own_lane():
     machine = Machine()
-    machine.scheduler.step_time = learned = Remembers()
+    learned = Remembers()
+    machine.scheduler.step_times = [learned]
     prefill, decode = machine.beside()
     machine.end(decode, 2.0)
     machine.end(machine.plan(), 3.0)

@@ -296,7 +296,8 @@ def resident(name: str, *blocks: int) -> Request:
 
 
 def view_of(pool: BlockPool, residents: list[Request], waiting: list[Request], hits: list[int]) -> View:
-    return View(waiting, residents, (), limits(), pool.num_free, 2, StepTime(), lambda req: hits, pool.references)
+    found = {"cached_prefix": lambda req: hits, "references": pool.references}
+    return View(waiting, residents, (), limits(), pool.num_free, 2, [StepTime()], **found)
 
 
 def two_that_share() -> tuple[BlockPool, list[Request]]:
