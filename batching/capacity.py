@@ -55,6 +55,20 @@ def covering(capacities: Sequence[float], rate: float, level: int, hysteresis: f
     return kept or [capacities.index(max(capacities))]
 
 
+def slack_fit(times: list[list[float]], due_s: list[float], limit_s: float, kept: list[int]) -> tuple[int, int] | None:
+    """Variant and size of a batch of the first in line that ends in time for them, and for the next batch to be in time: that
+    of up to the largest size that takes half of `limit_s`, the first one's. The variants in `kept` are preferred, then the
+    largest batch. None if there is none. `times`: seconds by variant and rows; `due_s`: seconds left to each in line."""
+    soonest = [min(column) for column in zip(*times, strict=True)]  # by rows
+    most = len(soonest) - 2
+    usual = max((rows for rows in range(1, most + 1) if soonest[rows] <= limit_s / 2), default=1)
+    for variant, size in ((v, b) for v in (*kept, *range(len(times))) for b in range(most, 0, -1)):
+        ends, rest = times[variant][size], min(len(due_s) - size, usual)
+        if ends <= due_s[0] and (not rest or ends + soonest[rest] <= due_s[size]):
+            return variant, size
+    return None
+
+
 class ArrivalRate:
     """Requests a second, of late: each arrival counts, and counts less and less with a time constant of `window_s`."""
 

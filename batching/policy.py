@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 from batching.blocks import References, blocks_for
+from batching.params import Params
 from batching.request import Lane, Request, State
 from batching.step_time import Load, StepTime
 
@@ -360,19 +361,14 @@ def may_free(req: Request) -> bool:
     return req.in_flight == 0 or req.finish_reason == "length"
 
 
-@dataclass(frozen=True)
-class NoParams:
-    """The parameters of a policy that has none."""
-
-
 class Policy:
     """A scheme: which requests get how many tokens in the next step. One instance serves one scheduler."""
 
-    Params: ClassVar[type] = NoParams  # a frozen dataclass that checks itself (ValueError naming the field)
+    Params: ClassVar[type[Params]] = Params
     lanes: ClassVar[tuple[Lane, ...]] = (Lane.MAIN,)  # for which it plans steps; asked when one of them is not busy
 
     def __init__(self, params: Any = None) -> None:
-        self.params = self.Params() if params is None else params
+        self.params: Any = self.Params() if params is None else params
 
     def refuses(self, req: Request, limits: Limits) -> str | None:
         """Why `req` could never run even in an empty engine, or None. Asked at submission."""
@@ -383,15 +379,8 @@ class Policy:
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> "Policy":
-        """Build the policy from `k=v` strings or JSON values: numbers, and names for those that are a `str`. Raises ValueError
-        naming the parameter."""
-        known = {f.name: f for f in fields(cls.Params)}
-        for name in arguments:
-            if name not in known:
-                raise ValueError(f"{name}: no such parameter; there are: {', '.join(known) or 'none'}")
-        read = {name: _name if known[name].type in (str, "str") else _number for name in arguments}
-        values = {name: read[name](name, value) for name, value in arguments.items()}
-        return cls(cls.Params(**values))
+        """Build the policy from `k=v` strings or JSON values. Raises ValueError naming the parameter."""
+        return cls(cls.Params.read(arguments))
 
 
 def too_large(columns: int, limits: Limits) -> str | None:
@@ -399,24 +388,3 @@ def too_large(columns: int, limits: Limits) -> str | None:
         return None
     capacity = limits.num_blocks * limits.block_size
     return f"needs {columns} columns of KV memory, the engine has {capacity}"
-
-
-def check_name(param: str, name: str, names: Collection[str]) -> None:
-    """For the `__post_init__` of parameters that are chosen by name. Raises ValueError naming the choices."""
-    if name not in names:
-        raise ValueError(f"{param}: must be one of {', '.join(names)}, not {name[:60]!r}")
-
-
-def _name(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name}: must be a name, not {value!r}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name}: must be a number, not {value!r}")
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name}: must be a number, not {value!r}") from None

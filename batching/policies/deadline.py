@@ -8,10 +8,10 @@ expected, while the slack allows it (the adaptive batching of Proteus: Ahmad et 
 engine's step-time models. Left out: several devices, Proteus' linear program that places variants, SuperServe's subnetworks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batching.capacity import ArrivalRate, Shape, capacity, covering, service_times
+from batching.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
+from batching.params import Params, number
 from batching.policies.static import Static, rectangle
 from batching.policy import Planner, View
 from batching.request import Request
@@ -20,15 +20,10 @@ LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in tw
 
 
 @dataclass(frozen=True)
-class DeadlineParams:
-    deadline_ms: float = 10_000.0  # from arrival, for requests that bring none
-    window_s: float = 5.0  # over which the arrival rate is estimated
-    hysteresis: float = 0.1  # share of its capacity that a more accurate variant must have to spare before it comes back
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("deadline_ms", 1, 3.6e6), ("window_s", 0.01, 3600), ("hysteresis", 0, 0.9)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: must lie between {low} and {high:g}, not {getattr(self, name):g}")
+class DeadlineParams(Params):
+    deadline_ms: float = number(10_000, 1, 3.6e6)  # from arrival, for requests that bring none
+    window_s: float = number(5, 0.01, 3600)  # over which the arrival rate is estimated
+    hysteresis: float = number(0.1, 0, 0.9)  # share of its capacity to spare before a more accurate variant comes back
 
 
 class Deadline(Static):
@@ -52,41 +47,28 @@ class Deadline(Static):
         queue, rate = sorted(view.waiting, key=self._deadline), self.rate.per_second(now)
         while batch := rectangle(queue, view.limits, plan.free_blocks):
             times = [service_times(step_time, batch) for step_time in view.step_times]  # [variant][rows]
-            if choice := self._choose(queue, times, self._covering(view, batch[0], rate), now):
+            due_s = [self._deadline(req) - now for req in queue]
+            limit_s = due_s[0] + now - queue[0].arrival
+            if choice := slack_fit(times, due_s, limit_s, self._covering(view, batch[0], rate, limit_s)):
                 break
             plan.reject(queue.pop(0), "rejected: no batch could meet its deadline and leave time for those behind it")
         else:
             return plan
-        (variant, size), deadline = choice, self._deadline(batch[0])
+        variant, size = choice
         if size == len(queue) < view.limits.max_batch_size and size < rate * times[variant][size]:  # it falls behind
             expected = max(req.arrival for req in queue) + LONG_GAP / rate
-            if now < (latest := min(expected, deadline - times[variant][size + 1])):
+            if now < (latest := min(expected, now + due_s[0] - times[variant][size + 1])):
                 plan.wait_until(latest)
                 return plan
         self.variant = plan.variant = variant
         self.start(plan, batch[:size])
-        left = f"{rate:.3g} requests/s, {1e3 * (deadline - now):.0f} ms to the deadline"
+        left = f"{rate:.3g} requests/s, {1e3 * due_s[0]:.0f} ms to the deadline"
         plan.because(batch[0], f"batch of {size} on {view.limits.variants[variant]}: {left}")
         return plan
 
-    def _choose(
-        self, queue: Sequence[Request], times: list[list[float]], kept: list[int], now: float
-    ) -> tuple[int, int] | None:
-        """Variant and size of a batch that ends in time for its first request, and for the next batch to be in time: that of up
-        to the largest size that takes half of the limit."""
-        head, soonest = queue[0], [min(column) for column in zip(*times, strict=True)]  # soonest: by rows
-        half = (self._deadline(head) - head.arrival) / 2
-        most = len(soonest) - 2
-        usual = max((rows for rows in range(1, most + 1) if soonest[rows] <= half), default=1)
-        for variant, size in ((v, b) for v in (*kept, *range(len(times))) for b in range(most, 0, -1)):
-            ends, rest = now + times[variant][size], min(len(queue) - size, usual)
-            if ends <= self._deadline(head) and (not rest or ends + soonest[rest] <= self._deadline(queue[size])):
-                return variant, size
-        return None
-
-    def _covering(self, view: View, head: Request, rate: float) -> list[int]:
-        limit_s, most = self._deadline(head) - head.arrival, view.limits.max_batch_size
-        capacities = [capacity(step_time, most, Shape().around(head), limit_s) for step_time in view.step_times]
+    def _covering(self, view: View, head: Request, rate: float, limit_s: float) -> list[int]:
+        shape, most = Shape().around(head), view.limits.max_batch_size
+        capacities = [capacity(step_time, most, shape, limit_s) for step_time in view.step_times]
         kept = covering(capacities, rate, self.level, self.params.hysteresis)
         self.level = kept[0]
         return kept

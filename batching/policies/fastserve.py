@@ -14,20 +14,16 @@ from dataclasses import dataclass
 
 from batching.blocks import blocks_for
 from batching.feedback_queue import FeedbackQueue
+from batching.params import Params, number
 from batching.policy import Planner, Policy, View
 from batching.request import Request, State
 from batching.step_time import Load
 
 
 @dataclass(frozen=True)
-class FastServeParams:
-    base_ms: float = 10.0  # the quantum of queue 0
-    alpha_s: float = 10.0  # who has waited longer returns to it
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("base_ms", 0.01, 3.6e6), ("alpha_s", 0, 1e9)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: must lie between {low:g} and {high:g}, not {getattr(self, name):g}")
+class FastServeParams(Params):
+    base_ms: float = number(10, 0.01, 3.6e6)  # the quantum of queue 0
+    alpha_s: float = number(10, 0, 1e9)  # who has waited longer returns to it
 
 
 class FastServe(Policy):

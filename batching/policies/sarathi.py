@@ -12,6 +12,7 @@ hand and the chunk's context); tile quantization; pipeline parallelism.
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from batching.params import Params, number
 from batching.policies.dynamic import run_or_preempt
 from batching.policy import Planner, Policy, View
 from batching.request import Request
@@ -19,12 +20,8 @@ from batching.step_time import Load
 
 
 @dataclass(frozen=True)
-class SarathiParams:
-    tbt_slo_ms: float = 0.0  # limit on the time between tokens; 0: the engine's own, measured when it started
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tbt_slo_ms <= 3.6e6:
-            raise ValueError(f"tbt_slo_ms: must lie between 0 and 3.6e+06, not {self.tbt_slo_ms:g}")
+class SarathiParams(Params):
+    tbt_slo_ms: float = number(0, 0, 3.6e6)  # limit on the time between tokens; 0: the engine's own, measured when it started
 
 
 class Sarathi(Policy):

@@ -13,28 +13,21 @@ less than half of a batch joins the next bucket, as in the authors' code. Added 
 from dataclasses import dataclass
 from math import ceil
 
+from batching.params import Params, choice, number
 from batching.policies.static import Static, rectangle, to_generate
-from batching.policy import Planner, View, check_name
+from batching.policy import Planner, View
 from batching.predictors import PREDICTORS
 from batching.request import Request
 
-RANGES = {"error": (0, 10), "window": (1, 1e6), "bucket": (1, 1e6), "longest_batch": (1, 1e6), "batch_timeout_ms": (0, 6e4)}
-
 
 @dataclass(frozen=True)
-class SequenceParams:
-    predictor: str = "oracle"
-    error: float = 0.3  # of the noisy oracle: a standard deviation, relative to the length
-    window: float = 256  # requests
-    bucket: float = 50  # tokens: the width of a bucket of lengths
-    longest_batch: float = 16  # rows; the shortest bucket has all seats, each longer one half as many, but not fewer than this
-    batch_timeout_ms: float = 50.0  # of a window that is not full
-
-    def __post_init__(self) -> None:
-        check_name("predictor", self.predictor, PREDICTORS)
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: must lie between {low:g} and {high:g}, not {getattr(self, name):g}")
+class SequenceParams(Params):
+    predictor: str = choice("oracle", PREDICTORS)
+    error: float = number(0.3, 0, 10)  # of the noisy oracle: a standard deviation, relative to the length
+    window: float = number(256, 1, 1e6)  # requests
+    bucket: float = number(50, 1, 1e6)  # tokens: the width of a bucket of lengths
+    longest_batch: float = number(16, 1, 1e6)  # rows at least: the shortest bucket has all seats, each longer one half as many
+    batch_timeout_ms: float = number(50, 0, 6e4)  # of a window that is not full
 
 
 class SequenceScheduling(Static):

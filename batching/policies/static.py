@@ -11,21 +11,18 @@ from math import inf
 from typing import ClassVar
 
 from batching.blocks import blocks_for
+from batching.params import Params, number
 from batching.policy import Limits, Planner, Policy, View
 from batching.request import Request
 
 
 @dataclass(frozen=True)
-class StaticParams:
-    batch_timeout_ms: float = 50.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.batch_timeout_ms <= 60_000:
-            raise ValueError(f"batch_timeout_ms: must lie between 0 and 60000, not {self.batch_timeout_ms:g}")
+class StaticParams(Params):
+    batch_timeout_ms: float = number(50.0, 0, 60_000)
 
 
 class Static(Policy):
-    Params: ClassVar[type] = StaticParams
+    Params: ClassVar[type[Params]] = StaticParams
     columns = 0  # the rectangle's width so far: longest prompt + tokens generated
 
     def schedule(self, view: View, now: float) -> Planner:

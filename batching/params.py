@@ -1,0 +1,57 @@
+"""The parameters of a policy: a frozen dataclass whose fields say what may be set, read from `k=v` strings or JSON values."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+
+def number(default: float, low: float, high: float) -> Any:
+    """A field of `Params` that must lie between `low` and `high`."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def choice(default: str, names: Collection[str]) -> Any:
+    """A field of `Params` that is one of `names`."""
+    return field(default=default, metadata={"names": names})
+
+
+@dataclass(frozen=True)
+class Params:
+    """Those of a policy that has none; others inherit from it. Every field is a `number` or a `choice`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field and what it may be."""
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if names := known.metadata.get("names"):
+                if value not in names:
+                    raise ValueError(f"{known.name}: must be one of {', '.join(names)}, not {value[:60]!r}")
+            else:
+                low, high = known.metadata["range"]
+                if not low <= value <= high:
+                    raise ValueError(f"{known.name}: must lie between {low:g} and {high:g}, not {value:g}")
+
+    @classmethod
+    def read(cls, arguments: dict[str, Any]) -> Self:
+        """Numbers may come as text. Raises ValueError naming the parameter."""
+        known = {f.name: f for f in fields(cls)}
+        for name in arguments:
+            if name not in known:
+                raise ValueError(f"{name}: no such parameter; there are: {', '.join(known) or 'none'}")
+        readers = {name: _name if "names" in known[name].metadata else _number for name in arguments}
+        return cls(**{name: readers[name](name, value) for name, value in arguments.items()})
+
+
+def _name(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: must be a name, not {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name}: must be a number, not {value!r}")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}: must be a number, not {value!r}") from None
