@@ -55,10 +55,11 @@ def plain_attention(
 ) -> torch.Tensor:
     """The same in plain torch, row by row: gathers each row's blocks, then attends in the cache's dtype."""
     heads, block_size, head_size = k_cache.shape[1:]
-    blocks, offsets = batch.slots // block_size, batch.slots % block_size
-    k_cache[blocks, :, offsets] = k.to(k_cache.dtype)
-    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    tokens = int(batch.begins[-1])
+    blocks, offsets = batch.slots[:tokens] // block_size, batch.slots[:tokens] % block_size
+    k_cache[blocks, :, offsets] = k[:tokens].to(k_cache.dtype)
+    v_cache[blocks, :, offsets] = v[:tokens].to(v_cache.dtype)
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     for row, (begin, end, start, span) in enumerate(batch.rows):
         read = max(start + end - begin, span)
         table = batch.tables[row, : -(-read // block_size)].long()

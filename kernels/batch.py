@@ -10,7 +10,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """R rows, one request each, in T flattened tokens. All on the cache's device."""
+    """R rows, one request each, in T flattened tokens. All on the cache's device. On a CPU there may be tokens after the last
+    row's: they belong to nobody, their K and V are not written, and attention gives 0 for them."""
 
     begins: torch.Tensor  # (R + 1,) int32: row r has the tokens [begins[r], begins[r + 1])
     starts: torch.Tensor  # (R,) int32: the KV column of its first token; so many columns were there before

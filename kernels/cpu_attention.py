@@ -32,6 +32,7 @@ def attention(
     """As `paged_attention`, for float32 or bfloat16 tensors on a CPU. q, k, v may be strided over tokens, not within one."""
     out = torch.empty(q.shape, dtype=q.dtype)
     places = (q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr())
+    out[int(batch.begins[-1]) :] = 0
     pieces, arguments = describe(*places, q.stride(0), k_cache, v_cache, batch)
     cpu.run(kernel_for(q.dtype, k_cache.dtype), pieces, *arguments[1:])
     return out

@@ -26,6 +26,7 @@ from model.logprobs import Scores
 from model.sampling import sample
 from model.step_inputs import Shape, StepInputs
 
+FEW_TOKENS, ROUND_TO = 64, 8  # on a CPU steps of more tokens than these are rounded up: see `_rounded`
 SCORED_AT_ONCE = 256  # tokens of prompts whose logits are in memory together
 
 
@@ -130,7 +131,8 @@ class GPTExecutor:
         else:
             size = len(rows)
             looked_at = len(drawn) + sum(len(_scored(row)) for row in rows)
-            shape = Shape(num_tokens, len(rows), max(len(row.req.blocks) for row in rows), looked_at)
+            size_in_tokens = _rounded(num_tokens) if self._cache.device.type == "cpu" else num_tokens
+            shape = Shape(size_in_tokens, len(rows), max(len(row.req.blocks) for row in rows), looked_at)
             inputs = self._describe(rows, shape)
             if inputs.memory.device != self._cache.device:
                 inputs = StepInputs.within(inputs.memory.to(self._cache.device, non_blocking=True), shape)
@@ -174,7 +176,7 @@ class GPTExecutor:
 
     def _describe(self, rows: tuple[Row, ...], shape: Shape) -> StepInputs:
         """On the host, in memory that a GPU can read. In NumPy, so that no Python work grows with the context. Rows of `shape`
-        beyond these have a token each, and belong to the cache's last block."""
+        beyond these have a token each, and belong to the cache's last block; tokens beyond the rows' belong to nobody."""
         pinned = self._cache.device.type == "cuda"
         inputs = StepInputs.within(torch.empty(shape.nbytes, dtype=torch.uint8, pin_memory=pinned), shape)
         batch, block_size = inputs.batch, self._cache.block_size
@@ -190,11 +192,11 @@ class GPTExecutor:
             table[: len(row.req.blocks)] = row.req.blocks
         tables[num_rows:] = self._cache.num_blocks - 1
         owner = np.repeat(np.arange(shape.rows), np.diff(begins))  # the row of each token
-        columns = np.arange(shape.tokens) - begins[owner] + starts[owner]
-        batch.slots.numpy()[:] = tables[owner, columns // block_size].astype(np.int64) * block_size + columns % block_size
-        np.minimum(columns, self._model.config.block_size - 1, out=inputs.positions.numpy())
-        places, tokens = inputs.places.numpy(), inputs.tokens.numpy()
-        places[:], tokens[:] = -1, 0
+        columns = np.arange(len(owner)) - begins[owner] + starts[owner]
+        slots, positions, places, tokens = (x.numpy() for x in (batch.slots, inputs.positions, inputs.places, inputs.tokens))
+        slots[len(owner) :], positions[len(owner) :], places[:], tokens[:] = 0, 0, -1, 0
+        slots[: len(owner)] = tables[owner, columns // block_size].astype(np.int64) * block_size + columns % block_size
+        np.minimum(columns, self._model.config.block_size - 1, out=positions[: len(owner)])
         drawn, scored = [], []
         for row, begin in zip(rows, begins.tolist(), strict=False):
             known = row.req.tokens[row.start : row.start + row.count]
@@ -204,8 +206,14 @@ class GPTExecutor:
             if _draws(row):
                 drawn.append(begin + max(row.count, 1) - 1)
             scored += [begin + column - row.start for column in _scored(row)]
-        inputs.sampled.numpy()[:] = [*drawn, *scored, *range(shape.tokens - more, shape.tokens)]
+        inputs.sampled.numpy()[:] = [*drawn, *scored, *range(len(owner) - more, len(owner))]
         return inputs
+
+
+def _rounded(tokens: int) -> int:
+    """oneDNN compiles its products for each number of tokens: 1 to 5 ms in all, and it keeps the last thousand. Batches of
+    decodes repeat their sizes, prompts do not."""
+    return tokens if tokens <= FEW_TOKENS else -(-tokens // ROUND_TO) * ROUND_TO
 
 
 def _draws(row: Row) -> bool:

@@ -21,6 +21,7 @@ from simulator.results import Run, everything, table
 from simulator.routing import ROUTERS
 from simulator.simulation import run
 from simulator.step_times import Linear, ModelError, errors, find_model, fit, known_models, write_model
+from simulator.tables import StepTimeTable
 from simulator.validate import Validation, on_engine, on_log, same_records
 from simulator.virtual import PolicyFailed
 
@@ -105,6 +106,8 @@ def _run(args: argparse.Namespace) -> int:
     policies = _policies(args)
     model = find_model(args.model)
     model = replace(model, limits=_limits(args.limit, model.limits))
+    if isinstance(model.step_time, StepTimeTable) and model.limits.max_batch_size > model.step_time.tables[0].largest:
+        raise Wrong(f"--limit: max_batch_size: the table ends at batches of {model.step_time.tables[0].largest}")
     plan = _plan(args)
     engines = f", {args.replicas} engines, {args.router}" if args.replicas > 1 else ""
     about = f"{model.about}{engines}"
@@ -199,7 +202,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     law = fit(steps)
     write_model(args.out, law, limits, about)
     names = ("a step", "a prefill token", "a decode", "a KV column of it", "chunk x context")
-    print("\n".join(f"{1e6 * b:12.4f} us  {name}" for b, name in zip(law.coefficients, names, strict=True)))
+    told = [
+        *zip(law.coefficients, names, strict=True),
+        *zip(law.single, ("a step of one decode", "a KV column of it"), strict=False),
+    ]
+    print("\n".join(f"{1e6 * b:12.4f} us  {name}" for b, name in told))
     print(f"{len(steps)} steps; the law is {errors(law, steps)}\nwritten to {args.out}")
     return 0
 

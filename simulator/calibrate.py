@@ -29,6 +29,7 @@ TIMEOUT_S = 30.0
 NOT_SIMULATED = ("cancel", "switch", "drain")  # what a log may hold beside requests
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the steps made here
 EACH = 2  # requests of each of them
+LONG_S = 10.0  # all over again until they took so long: a small model's steps are over in a moment of the machine's mood
 
 
 class LogError(ValueError):
@@ -148,15 +149,17 @@ def make_steps(engine: "RealEngine", seed: int, told: Callable[[str], None]) -> 
     """Steps of every kind on the real engine: ever more users, with prompts and outputs of all lengths that fit."""
     steps: list[Probe] = []
     limits = engine.limits
-    for users in [users for users in USERS if users < limits.max_batch_size] + [limits.max_batch_size]:
-        plan = Plan(EACH * users, partial(_mixture, EACH * users, limits, seed), users)
-        logged = make_again(engine.serve(Dynamic(), plan).log)
-        steps += logged.seconds
-        told(f"{users} users: {len(logged.seconds)} steps")
+    rng = random.Random(seed)
+    while sum(step.seconds for step in steps) < LONG_S:
+        for users in [users for users in USERS if users < limits.max_batch_size] + [limits.max_batch_size]:
+            plan = Plan(EACH * users, partial(_mixture, EACH * users, limits, rng.random()), users)
+            logged = make_again(engine.serve(Dynamic(), plan).log)
+            steps += logged.seconds
+            told(f"{users} users: {len(logged.seconds)} steps")
     return steps
 
 
-def _mixture(count: int, limits: Limits, seed: int) -> Iterator[Request]:
+def _mixture(count: int, limits: Limits, seed: float) -> Iterator[Request]:
     rng = random.Random(seed)
     room = min(limits.max_context, limits.num_blocks * limits.block_size)
     for index in range(count):

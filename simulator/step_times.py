@@ -4,7 +4,6 @@ roofline of a GPU. Knows steps and nothing else: no policies, no clocks. See `ca
 
 import csv
 import json
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
@@ -17,10 +16,12 @@ import numpy as np
 from batching.policy import Limits
 from batching.step import Step
 from batching.step_time import Load, Probe
+from simulator.tables import StepTimeTable, Table
 from simulator.virtual import StepTimeOf
 
 FORMAT = 1  # of a model file
 DATA = Path(__file__).with_name("data")
+FEWEST = 10  # steps to fit a law to
 HICCUP = 3.0  # a step that took longer than so many times what the law says is the machine's affair and not the step's
 
 
@@ -37,39 +38,50 @@ class Model:
     about: str
 
 
-# ---- the three kinds
+# ---- the kinds that are not tables
 
 
 @dataclass(frozen=True)
 class Linear:
     """`b0 + b1 * prefill tokens + b2 * decodes + b3 * sum(KV columns of the decodes) + b4 * sum(chunk * context)`, in seconds;
-    the terms are those of `batching/step_time.py`."""
+    the terms are those of `batching/step_time.py`. A step of one decode and nothing else may have a law of its own, `single`
+    (seconds, and for each KV column), for an engine may run it through other kernels than a batch (`kernels/one_token.py`)."""
 
     coefficients: tuple[float, ...]
+    single: tuple[float, ...] = ()
 
     def __call__(self, step: Step) -> float:
         return self.seconds(step.load)
 
     def seconds(self, load: Load) -> float:
-        b0, b1, b2, b3, b4 = self.coefficients
         prefill, decodes, kv, products = load
+        if self.single and _is_single(load):
+            return self.single[0] + self.single[1] * kv
+        b0, b1, b2, b3, b4 = self.coefficients
         return b0 + b1 * prefill + b2 * decodes + b3 * kv + b4 * products
 
 
-@dataclass(frozen=True)
-class Table:
-    """Seconds by batch size, whatever the lengths; linear between two sizes and beyond the last two."""
+class Uneven:
+    """`law` on a machine that computes now faster and now slower, as it did in `steps`, over and over: a step that meets a
+    stretch in which the machine did half of what the law says takes longer by as much, whatever its size. Steps must not
+    overlap."""
 
-    sizes: tuple[int, ...]
-    seconds: tuple[float, ...]
+    def __init__(self, law: Linear, steps: Sequence[Probe]) -> None:
+        """`steps`: measured one after another."""
+        self._law = law
+        self._time = np.cumsum([0.0, *(step.seconds for step in steps)])
+        self._work = np.cumsum([0.0, *(law.seconds(step.load) for step in steps)])  # done by then, in seconds of the law
 
     def __call__(self, step: Step) -> float:
-        size, sizes, seconds = len(step.rows), self.sizes, self.seconds
-        if len(sizes) == 1 or size <= sizes[0]:
-            return seconds[0]
-        above = min(bisect_left(sizes, size), len(sizes) - 1)
-        slope = (seconds[above] - seconds[above - 1]) / (sizes[above] - sizes[above - 1])
-        return seconds[above] + slope * (size - sizes[above])
+        rounds, begin = divmod(step.planned_at, self._time[-1])
+        done = np.interp(begin, self._time, self._work) + self._law(step)
+        more, rest = divmod(done, self._work[-1])
+        end = (rounds + more) * self._time[-1] + np.interp(rest, self._work, self._time)
+        return float(end - step.planned_at)
+
+
+def _is_single(load: Load) -> bool:
+    return load.decodes == 1 and not load.prefill
 
 
 class Gpu(NamedTuple):
@@ -132,16 +144,24 @@ class Roofline:
 def fit(steps: Sequence[Probe]) -> Linear:
     """The law with the least relative error and no negative term, scaled so that all steps but hiccups together take as long
     as they did. Raises ModelError."""
-    if len(steps) < 10:
-        raise ModelError(f"a fit needs at least 10 steps, there are {len(steps)}")
-    terms = np.array([(1.0, *step.load) for step in steps])
-    seconds = np.array([step.seconds for step in steps])
-    if not (seconds > 0).all():
+    if len(steps) < FEWEST:
+        raise ModelError(f"a fit needs at least {FEWEST} steps, there are {len(steps)}")
+    if not all(step.seconds > 0 for step in steps):
         raise ModelError("every step must have taken some time")
+    single = [step for step in steps if _is_single(step.load)]
+    others = [step for step in steps if not _is_single(step.load)]
+    if min(len(single), len(others)) < FEWEST:  # too few to tell them apart
+        single, others = [], list(steps)
+    of_one = _least_error([(1.0, step.load.kv) for step in single], single) if single else ()
+    return Linear(_least_error([(1.0, *step.load) for step in others], others), of_one)
+
+
+def _least_error(rows: Sequence[tuple[float, ...]], steps: Sequence[Probe]) -> tuple[float, ...]:
+    terms, seconds = np.array(rows), np.array([step.seconds for step in steps])
     law = _non_negative(terms / seconds[:, None], np.ones(len(seconds)))
     usual = seconds <= HICCUP * (terms @ law)
     law *= seconds[usual].sum() / (terms[usual] @ law).sum()
-    return Linear(tuple(float(b) for b in law))
+    return tuple(float(b) for b in law)
 
 
 def _non_negative(terms: Any, targets: Any) -> Any:
@@ -187,7 +207,8 @@ def errors(law: Linear, steps: Sequence[Probe]) -> Errors:
 
 def write_model(path: Path, law: Linear, limits: Limits, about: str) -> None:
     """Raises OSError."""
-    value = {"model": FORMAT, "kind": "linear", "about": about, "coefficients_s": law.coefficients, "limits": asdict(limits)}
+    numbers = {"coefficients_s": law.coefficients, "single_s": law.single}
+    value = {"model": FORMAT, "kind": "linear", "about": about} | numbers | {"limits": asdict(limits)}
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -224,6 +245,11 @@ def _read_model(path: Path) -> Model:
     numbers = value.get("coefficients_s")
     if not (isinstance(numbers, list) and len(numbers) == 5 and all(map(_at_least_0, numbers)) and any(numbers)):
         raise ModelError(f"{path}: coefficients_s must be five numbers from 0 on, not all 0")
+    single = value.get("single_s", [])
+    if not (
+        isinstance(single, list) and len(single) in (0, 2) and all(map(_at_least_0, single)) and any(single) == bool(single)
+    ):
+        raise ModelError(f"{path}: single_s must be two numbers from 0 on, not both 0, or none")
     known = {f.name for f in fields(Limits)}
     given = value.get("limits")
     if not isinstance(given, dict):
@@ -234,7 +260,8 @@ def _read_model(path: Path) -> Model:
         limits = Limits(**given)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: limits: {error}") from None
-    return Model(Linear(tuple(float(b) for b in numbers)), limits, str(value.get("about") or path.stem))
+    law = Linear(tuple(float(b) for b in numbers), tuple(float(b) for b in single))
+    return Model(law, limits, str(value.get("about") or path.stem))
 
 
 def _at_least_0(value: Any) -> bool:
@@ -255,11 +282,11 @@ def _read_table(path: Path, column: str) -> Model:
         )
     place = names.index(column or names[0]) + 1
     try:
-        entries = sorted((int(row[0]), float(row[place]) / 1e3) for row in rows[1:])
+        entries = sorted((int(row[0]), float(row[place])) for row in rows[1:])
     except (ValueError, IndexError):
         raise ModelError(f"{path}: every line must have a batch size and, in column {names[place - 1]}, a number") from None
-    sizes, seconds = [size for size, _ in entries], [s for _, s in entries]
-    if not entries or sizes[0] < 1 or len(set(sizes)) < len(sizes) or not all(0 < s < inf for s in seconds):
+    sizes = [size for size, _ in entries]
+    if not entries or sizes[0] < 1 or len(set(sizes)) < len(sizes) or not all(0 < ms < inf for _, ms in entries):
         raise ModelError(f"{path}: batch sizes must be different whole numbers from 1 on, times more than 0")
     limits = Limits(max_batch_size=sizes[-1], token_budget=max(512, sizes[-1]))
-    return Model(Table(tuple(sizes), tuple(seconds)), limits, f"{path.stem}: {names[place - 1]}")
+    return Model(StepTimeTable([Table(dict(entries))]), limits, f"{path.stem}: {names[place - 1]}")

@@ -1,7 +1,8 @@
-"""Step times from tables: by batch size, for each variant of a model. Those of the CENG523 project are shipped in `data`.
+"""Step times from tables, whatever the lengths: by batch size, for each variant of a model. Those of the CENG523 project are
+shipped in `data`.
 
-In a table's world a request is one prompt token and one token to generate, so that a batch is one step and its service time a
-line of the table. It must not know of policies.
+In that project's world a request is one prompt token and one token to generate, so that a batch is one step and its service
+time a line of the table. It must not know of policies.
 """
 
 import csv
@@ -49,10 +50,10 @@ class StepTimeTable:
     """What a step takes, by its variant and the number of its rows: for the virtual executor."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
-        self._tables = tables
+        self.tables = tables
 
     def __call__(self, step: Step) -> float:
-        return self._tables[step.variant].seconds(len(step.rows))
+        return self.tables[step.variant].seconds(len(step.rows))
 
 
 class KnownStepTime(StepTime):

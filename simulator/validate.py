@@ -5,6 +5,7 @@ the figures of the runs from each other; and the plans of the real runs, made ag
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from batching.policy import Policy
@@ -13,7 +14,8 @@ from simulator.calibrate import LogError, Logged, make_again, make_steps
 from simulator.plans import Plan
 from simulator.results import LATENCIES, Columns, Results, distribution, grid
 from simulator.simulation import run
-from simulator.step_times import Errors, Linear, Model, errors, fit
+from simulator.step_times import Errors, Linear, Model, Uneven, errors, fit
+from simulator.virtual import StepTimeOf
 
 if TYPE_CHECKING:
     from simulator.real import RealEngine
@@ -26,7 +28,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of each real run and of the simulated one, in seconds or requests and tokens a second."""
+    """A figure of each real run and the mean of the simulated ones, in seconds or requests and tokens a second."""
 
     name: str
     real: tuple[float, ...]
@@ -35,7 +37,7 @@ class Row:
 
     @property
     def mean(self) -> float:
-        return sum(self.real) / len(self.real)
+        return mean(self.real)
 
     @property
     def error(self) -> float:
@@ -96,14 +98,14 @@ def on_engine(
     law: Linear | None,
     told: Callable[[str], None],
 ) -> tuple[Validation, Linear]:
-    """`runs` real runs of the plan beside a simulated one. Without a `law` it is fitted to steps made before each of them,
-    since a machine's speed changes from minute to minute."""
-    calibration: list[Probe] = []
+    """`runs` real runs of the plan beside simulated ones. Without a `law` it is fitted to steps made before each of them, since
+    a machine's speed changes from minute to minute; and each of as many simulated runs has the unevenness of one of these."""
+    calibrations: list[list[Probe]] = []
     figures, measured, counts, differ = [], [], [], 0
     for number in range(runs):
         if law is None:
             told(f"calibrating, {number + 1} of {runs}")
-            calibration += make_steps(engine, number, lambda line: None)
+            calibrations.append(make_steps(engine, number, lambda line: None))
         told(f"real run {number + 1} of {runs}")
         results = Results()
         real = engine.serve(make_policy(), plan, results.add)
@@ -112,8 +114,9 @@ def on_engine(
         measured.append(logged.seconds)
         counts.append(len(real.plans))
         differ += logged.plans != real.plans
-    law = law or fit(calibration)
-    simulated = _figures(run(make_policy, Model(law, engine.limits, engine.about), plan).columns)
+    law = law or fit([step for calibration in calibrations for step in calibration])
+    engines: list[StepTimeOf] = [Uneven(law, calibration) for calibration in calibrations] or [law]
+    simulated = [_figures(run(make_policy, Model(one, engine.limits, engine.about), plan).columns) for one in engines]
     step_errors = tuple(errors(law, steps) for steps in measured)
     return Validation(_rows(figures, simulated), step_errors, tuple(counts), differ), law
 
@@ -126,7 +129,7 @@ def on_log(logged: Logged, make_policy: Callable[[], Policy], law: Linear) -> Va
         results.add(req)
     real = _figures(results.columns(logged.begun))
     simulated = _figures(run(make_policy, Model(law, logged.limits, ""), logged.plan()).columns)
-    return Validation(_rows([real], simulated), (errors(law, logged.seconds),), (len(logged.plans),))
+    return Validation(_rows([real], [simulated]), (errors(law, logged.seconds),), (len(logged.plans),))
 
 
 def same_records(logged: Logged, records: Sequence[dict[str, Any]]) -> int:
@@ -149,9 +152,11 @@ def _figures(columns: Columns) -> Figures:
     return found
 
 
-def _rows(real: Sequence[Figures], simulated: Figures) -> tuple[Row, ...]:
-    shared = [name for name in simulated if all(name in figures for figures in real)]
+def _rows(real: Sequence[Figures], simulated: Sequence[Figures]) -> tuple[Row, ...]:
+    shared = [name for name in simulated[0] if all(name in figures for figures in (*real, *simulated))]
     if not any(name.startswith("E2EL") for name in shared):
         raise LogError("no request was served: there is nothing to compare")
     kinds = {name: next((s for s in BOUNDS if s in name), "throughput") for name in shared}
-    return tuple(Row(name, tuple(f[name] for f in real), simulated[name], BOUNDS[kinds[name]]) for name in shared)
+    return tuple(
+        Row(name, tuple(f[name] for f in real), mean(f[name] for f in simulated), BOUNDS[kinds[name]]) for name in shared
+    )

@@ -172,6 +172,20 @@ def test_a_finished_row_that_keeps_its_seat_changes_no_other_row(attention: Atte
     check(Case([Share(20, 1, span=40), Share(30, 0, pad=1, span=40), Share(39, 1, span=40)], seed), attention)
 
 
+@pytest.mark.parametrize("attention", [cpu_attention, plain_attention])
+def test_tokens_after_the_last_row_touch_nothing_and_give_0(attention: Attention, seed: int):
+    case, exact = Case(RAGGED, seed), Case(RAGGED, seed)
+    wanted = run(exact, attention)
+    more = torch.full((5, HEADS, HEAD_SIZE), math.nan)
+    case.q, case.k, case.v = (torch.cat([x, more]) for x in (case.q, case.k, case.v))
+    case.batch = replace(case.batch, slots=torch.cat([case.batch.slots, torch.zeros(5, dtype=torch.int64)]))
+    out = attention(case.q, case.k, case.v, case.k_cache, case.v_cache, case.batch)
+    assert all(torch.equal(mine, same) for mine, same in zip(case.real(out), wanted, strict=True))
+    assert not out[-5:].any()
+    for mine, same in ((case.k_cache, exact.k_cache), (case.v_cache, exact.v_cache)):
+        assert torch.equal(mine.view(torch.int32), same.view(torch.int32))
+
+
 @ALL
 @pytest.mark.parametrize("cached_as", [torch.float32, BF16])
 def test_the_caches_hold_the_new_keys_and_values_in_their_slots_and_nothing_else_is_touched(

@@ -358,6 +358,11 @@ def test_dynamic_computes_no_padding(metered):
     assert steps[-1] == (1, 517, 517)
 
 
+@pytest.mark.parametrize(("prompt", "computed"), [(64, 64), (65, 72), (71, 72), (72, 72), (509, 512)])
+def test_a_step_with_many_tokens_is_rounded_up_so_that_products_are_compiled_for_few_sizes(metered, prompt: int, computed: int):
+    assert metered(Dynamic(), [(prompt, 2)]) == [(computed, prompt, prompt * prompt), (1, prompt + 1, prompt + 1)]
+
+
 @WAYS
 def test_log_probabilities_are_the_models_own_of_prompts_and_drawn_tokens(demo: GPT, prompts: list[list[int]], way: str):
     """In chunks, and with a request between them that wants none."""

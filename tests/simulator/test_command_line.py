@@ -46,6 +46,10 @@ def test_a_policys_argument_reaches_it_and_a_limit_the_engine(capsys):
         ("--policy static --limit slots=3", "--limit: slots: no such limit; there are max_batch_size"),
         ("--policy static --limit max_batch_size=1.5", "--limit: max_batch_size: must be a whole number, not '1.5'"),
         ("--policy static --limit max_batch_size=600", "--limit: token_budget: must be at least max_batch_size"),
+        (
+            "--policy static --model ceng523:llm_1_ms --limit max_batch_size=65",
+            "max_batch_size: the table ends at batches of 64",
+        ),
         ("--policy static --rate 0", "argument --rate: must be a rate above 0, not '0'"),
         ("--policy static --rate fast", "argument --rate: must be a rate above 0, not 'fast'"),
         ("--policy static --deferred 2", "argument --deferred: must be a number from 0 to 1"),

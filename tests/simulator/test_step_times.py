@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from batching.policy import Limits
 from batching.request import Request
 from batching.step import Row, Step
 from batching.step_time import Load, Probe
-from simulator.step_times import GPUS, SHAPES, Linear, ModelError, Roofline, Table, errors, find_model, fit, write_model
+from simulator.step_times import GPUS, SHAPES, Linear, ModelError, Roofline, Uneven, errors, find_model, fit, write_model
 from simulator.virtual import simulate
 
 LAW = Linear((0.004, 0.0003, 0.0009, 2e-6, 5e-7))
@@ -73,13 +74,6 @@ def test_a_fit_needs_steps():
         fit(measured()[:3])
 
 
-def test_a_table_is_linear_between_its_sizes_and_goes_on_beyond_the_last():
-    table = Table((1, 4, 8), (0.01, 0.04, 0.06))
-    sizes = {1: 0.01, 2: 0.02, 4: 0.04, 6: 0.05, 8: 0.06, 12: 0.08}
-    assert {n: pytest.approx(table(step_of(*[(1, 5)] * n))) for n in sizes} == sizes
-    assert Table((4,), (0.5,))(step_of((1, 1))) == 0.5
-
-
 def test_a_roofline_is_bound_by_memory_for_one_token_and_by_arithmetic_for_a_long_prompt():
     gpu, medium = GPUS["H100"], SHAPES["gpt2-medium"]
     weights = 12 * 24 * 1024**2 + 50257 * 1024  # 353 million, GPT-2 medium without its position embeddings
@@ -88,6 +82,33 @@ def test_a_roofline_is_bound_by_memory_for_one_token_and_by_arithmetic_for_a_lon
     long = Roofline(gpu, medium)(step_of(*[(1024, 0)] * 64))
     assert long > 2 * 12 * 24 * 1024**2 * 65536 / gpu.flops
     assert Roofline(GPUS["T4"], medium)(step_of((1, 0))) > 10 * one
+
+
+def test_a_step_of_one_decode_may_have_a_law_of_its_own():
+    """As where one token runs through other kernels: 1 ms where the batch's law would say 6."""
+    alone = [Load.of([(1, kv)]) for kv in range(10, 400, 10)]
+    law = fit([*measured(), *(Probe(load, 0.001 + 1e-7 * load.kv) for load in alone)])
+    assert law.single == pytest.approx((0.001, 1e-7))
+    assert law.coefficients == pytest.approx(LAW.coefficients, rel=1e-6)
+    assert law.seconds(Load.of([(1, 99)])) == pytest.approx(0.00101)
+    assert law.seconds(Load.of([(1, 99)] * 2)) == pytest.approx(LAW.seconds(Load.of([(1, 99)] * 2)))
+    assert law.seconds(Load.of([(1, 99), (5, 0)])) == pytest.approx(LAW.seconds(Load.of([(1, 99), (5, 0)])))
+
+
+def test_a_slow_stretch_of_the_machine_delays_what_meets_it_whatever_its_size():
+    """Worked by hand: full speed for a second, a third of it for three, full speed for one; then the same again."""
+    load = Load.of([(5, 0)])
+    uneven = Uneven(Linear((1.0, 0, 0, 0, 0)), [Probe(load, 1.0), Probe(load, 3.0), Probe(load, 1.0)])
+    half = Uneven(Linear((0.5, 0, 0, 0, 0)), [Probe(load, 0.5), Probe(load, 0.5), Probe(load, 3.0), Probe(load, 1.0)])
+
+    def seconds(step_time: Uneven, begin: float) -> float:
+        return step_time(replace(step_of((5, 0)), planned_at=begin))
+
+    assert seconds(uneven, 0.0) == pytest.approx(1.0)
+    assert seconds(uneven, 0.5) == pytest.approx(0.5 + 1.5), "the second half of it at a third of the speed"
+    assert seconds(uneven, 4.5) == pytest.approx(1.0), "it begins again after 5 s"
+    assert seconds(uneven, 12.5) == pytest.approx(1.5 + 0.5)
+    assert seconds(half, 1.0) == pytest.approx(3.0), "half a second of work in the same stretch, now six times as slow"
 
 
 def test_a_model_file_gives_back_what_was_written(tmp_path: Path):
@@ -99,9 +120,18 @@ def test_a_model_file_gives_back_what_was_written(tmp_path: Path):
     assert answered[0].answered_at == pytest.approx(LAW.seconds(Load.of([(5, 0)])))
 
 
+def test_a_model_file_keeps_the_law_of_single_decodes(tmp_path: Path):
+    law = Linear(LAW.coefficients, (0.001, 1e-7))
+    write_model(tmp_path / "engine.json", law, Limits(), "a machine")
+    assert find_model(str(tmp_path / "engine.json")).step_time == law
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"single_s": [0.1]}, "single_s must be two numbers"),
+        ({"single_s": [0, 0]}, "not both 0"),
+        ({"single_s": ["1", 0]}, "single_s must be two numbers"),
         ({"model": 2}, 'must be an object with "model": 1'),
         ({"coefficients_s": [1, 2]}, "coefficients_s must be five numbers from 0 on"),
         ({"coefficients_s": [0] * 5}, "not all 0"),
@@ -125,7 +155,7 @@ def test_a_table_of_several_columns_is_read_by_the_name_of_one(tmp_path: Path):
     path = tmp_path / "service.csv"
     path.write_text("# from a paper\nbatch,small,large\n1,10,20\n2,15,32\n")
     model = find_model(f"{path}:large")
-    assert model.step_time == Table((1, 2), (0.02, 0.032))
+    assert [model.step_time(step_of(*[(1, 5)] * rows)) for rows in (1, 2)] == [0.02, 0.032]
     assert model.limits.max_batch_size == 2
     for name, told in ((str(path), "say which column"), (f"{path}:huge", "there are small, large")):
         with pytest.raises(ModelError, match=told):
