@@ -2,6 +2,7 @@
 but without HTTP. The only file of the simulator that knows the model, and that waits.
 """
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -88,6 +89,8 @@ class RealEngine:
             if isinstance(coming, ClosedLoop):
                 coming.answered(req)
 
+        gc.collect()
+        gc.freeze()  # as in app.py
         self._clock.start()
         driver = Driver(Scheduler(policy, self.limits), self._clock, answered, run.log.append)
         for measured in self._probes:
