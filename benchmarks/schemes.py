@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, quantiles
 from typing import Any
 
 from batching.capacity import Shape, capacity
@@ -58,9 +58,9 @@ def main() -> None:
     print(f"the longest gap between tokens of {TALKERS} requests when a prompt of {LONG_PROMPT} tokens comes")
     for mode, found in stalls.items():
         print(f"  {mode:20} {1e3 * max(gap for _, gap in found):6.0f} ms")
-    print("tokens in a step while there is a backlog, budget 256: smallest, largest")
+    print("tokens in a step while there is a backlog, budget 256: p5, p50, p95")
     for mode, counts in sizes.items():
-        print(f"  {mode:20} {min(counts):6} {max(counts):6}")
+        print(f"  {mode:20} {' '.join(f'{n:6.0f}' for n in quantiles([tokens for _, tokens in counts], n=20)[::9])}")
     print(f"mean latency of jobs of up to {SHORT} tokens, of longer ones, of all (s)")
     for mode, means in latencies.items():
         print(f"  {mode:20} " + " ".join(f"{value:6.2f}" for value in means))
@@ -99,14 +99,16 @@ def gaps(mode: str, params: dict[str, Any] | None = None, lanes: int = 1) -> Gap
     return sorted((later, later - earlier) for req in talking for earlier, later in pairwise(req.token_times))
 
 
-def step_sizes(mode: str) -> list[int]:
-    """Tokens in each step, until nobody waits any more."""
-    rng = random.Random(3)
-    requests = [Request(f"{i}", [0] * rng.randint(10, 400), rng.randint(1, 60)) for i in range(150)]
-    limits = Limits(max_batch_size=32, token_budget=256, max_context=1024, num_blocks=100_000)
+def step_sizes(mode: str) -> list[tuple[float, int]]:
+    """When each step was planned, and its tokens, while somebody's prompt is not done: more come than can be served."""
+    rng, at, requests = random.Random(3), 0.0, []
+    for i in range(150):
+        at += rng.expovariate(20.0)
+        requests.append(Request(f"{i}", [0] * rng.randint(10, 400), rng.randint(1, 60), arrival=at))
+    limits = Limits(max_batch_size=128, token_budget=256, max_context=1024, num_blocks=100_000)
     steps = serve(mode, {}, limits, requests)
     last = max(i for i, step in enumerate(steps) if any(row.start == 0 for row in step.rows))
-    return [step.num_tokens for step in steps[:last]]
+    return [(step.planned_at, step.num_tokens) for step in steps[:last]]
 
 
 def mean_latencies(mode: str) -> tuple[float, float, float]:
@@ -158,7 +160,7 @@ def variant_shares(rate: float) -> list[float]:
 def draw(
     path: Path,
     stalls: dict[str, Gaps],
-    sizes: dict[str, list[int]],
+    sizes: dict[str, list[tuple[float, int]]],
     latencies: dict[str, tuple[float, float, float]],
     padding: dict[str, tuple[int, int]],
     prefills: dict[str, int],
@@ -173,36 +175,40 @@ def draw(
     (stall, size, wait), (waste, shared, variants) = figure.subplots(2, 3)
 
     for (mode, found), colour in zip(stalls.items(), COLOURS, strict=False):
-        stall.plot([time for time, _ in found], [1e3 * gap for _, gap in found], ".-", ms=3, lw=1, color=colour, label=mode)
+        stall.step([time for time, _ in found], [1e3 * gap for _, gap in found], lw=1.5, color=colour, label=mode)
     stall.axhline(SLO_MS, color="k", lw=0.8, ls=":")
     stall.set(
-        title="A long prompt comes: do the others wait?", xlabel="time, s", ylabel="gap between tokens, ms", xlim=(0, 2.6)
+        title="A long prompt comes: do the others wait?", xlabel="time, s", ylabel="gap between tokens, ms", xlim=(0, 1.7)
     )
 
     for (mode, tokens), colour in zip(sizes.items(), COLOURS, strict=False):
-        size.step(range(len(tokens)), tokens, lw=1, color=colour, label=mode)
-    size.set(title="A backlog: how large are the steps?", xlabel="step", ylabel="tokens in it", yscale="log")
+        size.step([time for time, _ in tokens], [n for _, n in tokens], where="post", lw=1, color=colour, label=mode)
+    size.set(title="A backlog: how large are the steps?", xlabel="time, s", ylabel="tokens in a step", xlim=(0, 8))
 
     for place, (mode, colour) in enumerate(zip(latencies, COLOURS, strict=False)):
         at = [group + 0.27 * (place - 1) for group in range(3)]
         bars = wait.bar(at, latencies[mode], 0.25, color=colour, label=mode)
         wait.bar_label(bars, fmt="%.2g", fontsize=8)
-    wait.set(title="Short jobs behind long ones: how long do they take?", ylabel="mean latency, s")
+    wait.set(title="Short jobs behind long ones: how long?", ylabel="mean latency, s")
     wait.set_xticks(range(3), [f"up to {SHORT} tokens", "longer", "all"])
 
     useful, wasted = zip(*padding.values(), strict=True)
     waste.barh(list(padding), useful, color=COLOURS[0], label="computes somebody's token")
     bars = waste.barh(list(padding), wasted, left=useful, color=COLOURS[1], label="wasted")
-    waste.bar_label(bars, labels=[f"{w / (u + w):.0%} wasted" for u, w in padding.values()], padding=4)
+    waste.bar_label(bars, labels=[f"{w / (u + w):.0%}" for u, w in padding.values()], padding=4)
     waste.set(title="Whole batches: what is padding?", xlabel="slots x steps", xlim=(0, 1.3 * max(map(sum, padding.values()))))
     waste.invert_yaxis()
+    waste.xaxis.set_major_formatter("{x:,.0f}")
+    waste.locator_params(axis="x", nbins=4)
 
     bars = shared.barh(list(prefills), list(prefills.values()), color=[COLOURS[0], COLOURS[0], COLOURS[2]])
     shared.bar_label(bars, fmt="{:,.0f}", padding=4)
     shared.axvline(needed, color="k", lw=0.8, ls=":", label="what the prefixes leave to compute")
-    shared.set(title="Shared prefixes, little memory: what is computed?", xlabel="prompt tokens")
+    shared.set(title="Shared prefixes: what is computed?", xlabel="prompt tokens")
     shared.set_xlim(0, 1.25 * max(prefills.values()))
     shared.invert_yaxis()
+    shared.xaxis.set_major_formatter("{x:,.0f}")
+    shared.locator_params(axis="x", nbins=4)
 
     parts = [[100 * share[part] for share in shares] for part in range(len(CENG523_VARIANTS) + 1)]
     names = (f"{CENG523_VARIANTS[0]}, the best", *CENG523_VARIANTS[1:], "late")
@@ -212,7 +218,7 @@ def draw(
             capacity(KnownStepTime(table), deadline.LIMITS.max_batch_size, Shape(1, 1), deadline.DEADLINE_S),
             color="k", lw=0.8, ls=":",
         )  # fmt: skip
-    variants.set(title="deadline: who answers, as the load grows?", xlabel="requests a second", ylabel="% of the requests")
+    variants.set(title="deadline: who answers, as load grows?", xlabel="requests a second", ylabel="% of the requests")
     variants.set(xlim=(RATES[0], RATES[-1]), ylim=(0, 100))
 
     for panel in (stall, size, wait, waste, shared):
