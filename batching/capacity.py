@@ -48,21 +48,23 @@ def capacity(step_time: StepTime, most_rows: int, shape: Shape, limit_s: float) 
 
 
 def covering(capacities: Sequence[float], rate: float, level: int, hysteresis: float) -> list[int]:
-    """The places of those that cover `rate`, else of the largest. To come back to one before `level` it must have a share of
-    `hysteresis` to spare."""
+    """The places of those that cover `rate`, else of the largest; of equal ones the last, which is the cheapest. To come back
+    to one before `level` it must have a share of `hysteresis` to spare."""
     spare = [hysteresis if place < level else 0 for place in range(len(capacities))]
     kept = [place for place, carries in enumerate(capacities) if carries * (1 - spare[place]) >= rate]
-    return kept or [capacities.index(max(capacities))]
+    return kept or [max(range(len(capacities)), key=lambda place: (capacities[place], place))]
 
 
-def slack_fit(times: list[list[float]], due_s: list[float], limit_s: float, kept: list[int]) -> tuple[int, int] | None:
+def slack_fit(
+    times: list[list[float]], behind: list[list[float]], due_s: list[float], limit_s: float, kept: list[int]
+) -> tuple[int, int] | None:
     """Variant and size of a batch of the first in line that ends in time for them, and for the next batch to be in time: that
-    of up to the largest size that takes half of `limit_s`, the first one's. The variants in `kept` are preferred, then the
-    largest batch. None if there is none. `times`: seconds by variant and rows; `due_s`: seconds left to each in line."""
-    soonest = [min(column) for column in zip(*times, strict=True)]  # by rows
-    most = len(soonest) - 2
-    usual = max((rows for rows in range(1, most + 1) if soonest[rows] <= limit_s / 2), default=1)
-    for variant, size in ((v, b) for v in (*kept, *range(len(times))) for b in range(most, 0, -1)):
+    of up to the largest size that takes half of `limit_s`. The variants in `kept` are preferred, then the largest batch. None
+    if there is none. `times`: seconds by variant and rows, `behind`: of those after the first in line; `due_s`: seconds left
+    to each."""
+    soonest = [min(column) for column in zip(*behind, strict=True)]  # by rows
+    usual = max((rows for rows in range(1, len(soonest) - 1) if soonest[rows] <= limit_s / 2), default=1)
+    for variant, size in ((v, b) for v in (*kept, *range(len(times))) for b in range(len(times[0]) - 2, 0, -1)):
         ends, rest = times[variant][size], min(len(due_s) - size, usual)
         if ends <= due_s[0] and (not rest or ends + soonest[rest] <= due_s[size]):
             return variant, size

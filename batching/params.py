@@ -2,7 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, TypeVar
+
+P = TypeVar("P", bound="Params")
 
 
 def number(default: float, low: float, high: float) -> Any:
@@ -32,7 +34,7 @@ class Params:
                     raise ValueError(f"{known.name}: must lie between {low:g} and {high:g}, not {value:g}")
 
     @classmethod
-    def read(cls, arguments: dict[str, Any]) -> Self:
+    def read(cls: type[P], arguments: dict[str, Any]) -> P:
         """Numbers may come as text. Raises ValueError naming the parameter."""
         known = {f.name: f for f in fields(cls)}
         for name in arguments:

@@ -340,7 +340,9 @@ class Planner:
         return plan
 
     def _fits_variant(self, work: Work) -> bool:
-        return work.req.num_computed == 0 or work.req.variant == self.variant
+        if work.req.num_computed == 0:
+            return not work.shared or self.variant == 0  # the prefix cache holds the first variant's KV
+        return work.req.variant == self.variant
 
     def _rule(self, kept: bool, rule: str, req: Request) -> None:
         if not kept:

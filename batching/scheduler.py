@@ -17,6 +17,7 @@ from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
 from batching.step_time import StepTime
 
+MOST_UNTOLD = 100  # plans without a step that the next step tells of: where requests are only rejected it may be long in coming
 MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
 
 
@@ -263,7 +264,8 @@ class Scheduler:
         rows = tuple(self._row(work, plan.blocks.get(work.req, 0), plan.variant, now) for work in plan.work)
         plans = [*self._untold, plan]
         if not rows:
-            self._untold = plans if plan.preempt or plan.promote or plan.drop or plan.reject else self._untold
+            told_later = plan.preempt or plan.promote or plan.drop or plan.reject
+            self._untold = plans[-MOST_UNTOLD:] if told_later else self._untold
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
             changed = plan.release or plan.preempt or plan.drop or plan.reject

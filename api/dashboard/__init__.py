@@ -64,7 +64,7 @@ def plotly() -> Response:
 
 @cache
 def _plotly() -> bytes:
-    return gzip.compress(resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes())
+    return gzip.compress((resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes())
 
 
 def _page(name: str) -> Response:

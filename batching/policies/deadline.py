@@ -9,6 +9,7 @@ engine's step-time models. Left out: several devices, Proteus' linear program th
 """
 
 from dataclasses import dataclass
+from math import inf
 
 from batching.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
 from batching.params import Params, number
@@ -21,7 +22,7 @@ LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in tw
 
 @dataclass(frozen=True)
 class DeadlineParams(Params):
-    deadline_ms: float = number(10_000, 1, 3.6e6)  # from arrival, for requests that bring none
+    deadline_ms: float = number(10_000, 1, 3.6e6)  # from arrival, for immediate requests that bring none
     window_s: float = number(5, 0.01, 3600)  # over which the arrival rate is estimated
     hysteresis: float = number(0.1, 0, 0.9)  # share of its capacity to spare before a more accurate variant comes back
 
@@ -41,16 +42,19 @@ class Deadline(Static):
         self.rate.see(view.waiting)
         if view.resident:
             self.go_on(plan, view)
+        if view.resident or any(req.in_flight for req in view.done):  # times count from when the device is free
             return plan
 
         plan.release(*view.done)
         queue, rate = sorted(view.waiting, key=self._deadline), self.rate.per_second(now)
+        kept = self._covering(view, queue[0], rate) if queue else []
         while batch := rectangle(queue, view.limits, plan.free_blocks):
-            times = [service_times(step_time, batch) for step_time in view.step_times]  # [variant][rows]
-            due_s = [self._deadline(req) - now for req in queue]
-            limit_s = due_s[0] + now - queue[0].arrival
-            if choice := slack_fit(times, due_s, limit_s, self._covering(view, batch[0], rate, limit_s)):
-                break
+            due_s, following = [self._deadline(req) - now for req in queue], queue[1 : len(batch) + 1]
+            if min(service_times(step_time, batch[:1])[1] for step_time in view.step_times) <= due_s[0]:
+                times = [service_times(step_time, batch) for step_time in view.step_times]  # [variant][rows]
+                behind = [service_times(step_time, following) for step_time in view.step_times]
+                if choice := slack_fit(times, behind, due_s, self.params.deadline_ms / 1e3, kept):
+                    break
             plan.reject(queue.pop(0), "rejected: no batch could meet its deadline and leave time for those behind it")
         else:
             return plan
@@ -66,12 +70,15 @@ class Deadline(Static):
         plan.because(batch[0], f"batch of {size} on {view.limits.variants[variant]}: {left}")
         return plan
 
-    def _covering(self, view: View, head: Request, rate: float, limit_s: float) -> list[int]:
-        shape, most = Shape().around(head), view.limits.max_batch_size
+    def _covering(self, view: View, head: Request, rate: float) -> list[int]:
+        shape, most, limit_s = Shape().around(head), view.limits.max_batch_size, self.params.deadline_ms / 1e3
         capacities = [capacity(step_time, most, shape, limit_s) for step_time in view.step_times]
         kept = covering(capacities, rate, self.level, self.params.hysteresis)
         self.level = kept[0]
         return kept
 
     def _deadline(self, req: Request) -> float:
-        return req.arrival + self.params.deadline_ms / 1e3 if req.deadline is None else req.deadline
+        """Its own; else the usual one for immediate requests, and none for deferred ones, which so come last."""
+        if req.deadline is not None:
+            return req.deadline
+        return req.arrival + self.params.deadline_ms / 1e3 if req.urgent else inf

@@ -63,11 +63,11 @@ class FastServe(Policy):
     def _victim(self, plan: Planner, req: Request, ranking: list[Request], view: View, now: float) -> Request | None:
         """Of those behind `req`, who gives way to it; nobody if even all of them would not help."""
         behind = ranking[: ranking.index(req) : -1]
-        if plan.refusal == "seats":
-            return next((other for other in behind if other.state is State.RESIDENT and other not in plan.preempted), None)
         holding = [other for other in behind if other.blocks and other not in plan.dropped]
         lacks = blocks_for(req.num_tokens, view.limits.block_size) - len(req.blocks) - plan.free_blocks
-        if plan.refusal != "blocks" or sum(len(other.blocks) for other in holding) < lacks:
+        if plan.refusal not in ("seats", "blocks") or sum(len(other.blocks) for other in holding) < lacks:
             return None
+        if plan.refusal == "seats":
+            return next((other for other in behind if other.state is State.RESIDENT and other not in plan.preempted), None)
         wait_s = self.queue.until_next_run(view.limits.max_batch_size, now)
         return max(holding, key=lambda other: wait_s[other])

@@ -44,7 +44,7 @@ class Sarathi(Policy):
         most = view.limits.token_budget - len(decodes)
         limit_s = (self.params.tbt_slo_ms or view.limits.tbt_slo_ms) / 1000
         load = Load.of((1, req.num_computed) for req in decodes)
-        context = prefills[0].num_computed if prefills else 0
+        context = self._context(view, prefills[0]) if prefills else 0
 
         def too_long(chunk: int) -> bool:
             return view.step_time.bound(load.plus(chunk, context)) > limit_s
@@ -53,3 +53,7 @@ class Sarathi(Policy):
         if not decodes and not chunk:
             chunk = view.limits.block_size  # a limit that cannot be kept slows, but stops nobody
         return len(decodes) + chunk
+
+    def _context(self, view: View, req: Request) -> int:
+        """Columns before the chunk: those computed, or those with which a new request joins from the prefix cache."""
+        return req.num_computed or len(view.cached_prefix(req) or ()) * view.limits.block_size

@@ -11,7 +11,7 @@ from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, PlanError, Planner, Policy, View
 from batching.replay import replay
 from batching.request import Request, State
-from batching.scheduler import Scheduler
+from batching.scheduler import MOST_UNTOLD, Scheduler
 from batching.step import Step
 from batching.step_time import Load, Probe
 from simulator.virtual import PolicyFailed, VirtualClock, VirtualExecutor, simulate
@@ -75,6 +75,14 @@ def test_a_plan_for_a_variant_that_cannot_go_on_breaks_a_rule(choose: Callable[[
         steps_of(On(choose), Request("a", [0] * 20, 3))
 
 
+def test_a_plan_that_turns_to_another_variant_after_it_shared_a_prefix_breaks_a_rule():
+    """The cached KV is the first variant's."""
+    requests = [Request("a", [0] * 20, 2), Request("b", [0] * 20, 2, arrival=9.0)]
+    limits = replace(LIMITS, prefix_caching=True)
+    with pytest.raises(PolicyFailed, match="the variant that computed its KV"):
+        simulate(On(lambda view: int(any(req.id == "b" for req in (*view.waiting, *view.resident)))), limits, requests)
+
+
 def test_a_preempted_request_may_come_back_on_another_variant():
     """B is preempted for A's sake; when A has gone it computes its KV again, on the other one."""
     tight = replace(LIMITS, num_blocks=4)
@@ -127,6 +135,14 @@ def test_the_log_of_a_run_over_variants_replays_to_the_same_plans():
     simulate(policy, limits, requests, lambda s: seconds[s.variant], on_step=steps.append, log=log.append)
     assert {step.variant for step in steps} == {0, 1}
     assert replay(log) == [step.plan() for step in steps]
+
+
+def test_of_plans_that_only_reject_the_newest_are_told_of():
+    driver = Driver(Scheduler(Rejects(), LIMITS), VirtualClock(), lambda req: None)
+    for i in range(3000):
+        driver.submit(Request(f"{i}", [0], 1))
+        assert driver.plan() is None
+    assert len(driver.scheduler._untold) == MOST_UNTOLD
 
 
 def test_a_rejected_request_is_answered_with_the_reason():

@@ -9,7 +9,7 @@ import pytest
 from batching.capacity import ArrivalRate, Shape, capacity, covering, service_time, service_times
 from batching.policies.deadline import Deadline, DeadlineParams
 from batching.policy import Limits
-from batching.request import Request
+from batching.request import Priority, Request
 from batching.step import Step
 from batching.step_time import Load, StepTime
 from simulator.tables import KnownStepTime, StepTimeTable, Table, ceng523
@@ -71,6 +71,7 @@ def test_a_variant_that_covers_the_rate_is_kept_and_one_left_comes_back_only_wit
     assert covering([60, 258, 615], 53, level=1, hysteresis=0.1) == [0, 1, 2]
     assert covering([60, 258, 615], 70, level=0, hysteresis=0.1) == [1, 2]
     assert covering([60, 258, 615], 1000, level=0, hysteresis=0.1) == [2], "the largest there is"
+    assert covering([0, 0, 0], 50, level=0, hysteresis=0.1) == [2], "of equal ones the cheapest"
 
 
 def test_a_batch_takes_a_step_for_its_prompts_and_one_for_each_further_token():
@@ -164,12 +165,54 @@ def test_a_request_that_no_variant_serves_in_time_is_rejected_and_says_so():
 
 
 def test_with_little_time_left_the_faster_variant_serves():
-    """M needs 17 ms. Of 20 that is too much, since there could be a batch before it that takes as long."""
-    for limit_s, variant in ((0.080, 0), (0.040, 1), (0.020, 2)):
+    """L needs 40 ms, M 17, S 6."""
+    for limit_s, variant in ((0.041, 0), (0.020, 1), (0.010, 2)):
         (hurried,) = requests([0.0])
         hurried.deadline = limit_s
         serve(deadline(), [hurried])
         assert (hurried.variant, hurried.error) == (variant, None)
+
+
+def test_one_request_in_a_hurry_changes_the_model_of_no_other():
+    """57 a second, which L carries if it need not come back: 60 less a tenth."""
+    coming = requests([*(i / 30 for i in range(600)), *(20 + i / 57 for i in range(800))])
+    hurried = Request("hurried", [0], 1, arrival=31.001, deadline=31.040)
+    serve(deadline(), [*coming, hurried])
+    assert hurried.variant > 0
+    assert {req.variant for req in coming if req.arrival > 32} == {0}
+
+
+def test_those_behind_are_thought_as_long_as_they_are_and_not_as_the_first_one():
+    """A prompt of 900 tokens takes 0.28 s, the one behind it 0.02: both are in time, one after the other."""
+    step_time = StepTime()
+    for load in (Load.of([(count, 0)] * rows) for count in (1, 2, 50, 900) for rows in (1, 2, 8) for _ in range(3)):
+        step_time.observe(load, 0.01 + 3e-4 * (load.prefill + load.decodes))
+    long, short = Request("long", [0] * 900, 1, deadline=0.4), Request("short", [0] * 5, 1, deadline=0.4)
+    limits = Limits(max_batch_size=8, num_blocks=1000)
+    simulate(deadline(), limits, [long, short], lambda step: 0.01 + 3e-4 * step.num_tokens, known=[step_time])
+    assert long.error is None
+    assert short.error is None
+
+
+def test_a_deferred_request_that_says_no_deadline_has_none_and_goes_last():
+    tables = [Table({1: 60.0})]
+    limits = replace(LIMITS, max_batch_size=1, variants=("only",))
+    coming = [Request("deferred", [0], 1, Priority.DEFERRED, due=5.0), *requests([0.0, 0.05, 0.11])]
+    steps = serve(deadline(), coming, limits, tables)
+    assert [step.rows[0].req.id for step in steps] == ["0", "1", "2", "deferred"]
+    assert coming[0].error is None
+
+
+def test_with_two_steps_under_way_a_batch_waits_until_the_device_is_free():
+    """Else its times would count from when the step before was begun."""
+    answered = []
+    for depth in (1, 2):
+        coming = requests(poisson(250, 8))
+        known = [KnownStepTime(table) for table in HAND]
+        simulate(deadline(), LIMITS, coming, StepTimeTable(HAND), depth=depth, known=known)
+        answered.append([(req.variant, req.answered_at) for req in coming])
+        assert all(req.answered_at - req.arrival <= 0.1 + 1e-9 for req in coming if req.error is None)
+    assert answered[0] == answered[1]
 
 
 def test_a_batch_leaves_time_for_those_behind_it():

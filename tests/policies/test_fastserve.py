@@ -166,6 +166,19 @@ def test_nobody_loses_its_kv_for_one_that_would_not_fit_all_the_same():
     assert ids(steps) == "L L HL HL PQL L L L L"
 
 
+def test_nobody_loses_its_seat_for_one_that_finds_no_blocks_all_the_same():
+    """Of 45 KV columns H, in queue 0, takes up to 20; P, which comes then, needs 40, and L, in queue 1, has few."""
+    requests = [Request("L", [0], 40), Request("H", [0] * 8, 12, arrival=1.5), Request("P", [0] * 40, 1, arrival=1.6)]
+    steps: list[Step] = []
+
+    def first_two_are_slow(step: Step) -> float:
+        return 1.0 if step.id <= 2 else 0.01
+
+    simulate(fastserve(base_s=1.5), limits(num_blocks=45, max_batch_size=2), requests, first_two_are_slow, on_step=steps.append)
+    together = [step for step in steps if any(row.req.id == "H" for row in step.rows)]
+    assert all({row.req.id for row in step.rows} == {"L", "H"} for step in together)
+
+
 # What comes of it.
 
 
