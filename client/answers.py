@@ -78,6 +78,18 @@ class ModeRun:
         return [answer for answer in self.answers if group in ("all", answer.request.priority)]
 
     @property
+    def simulated(self) -> bool:
+        """Whether it is the simulator's: its requests have no text, and nothing was sent."""
+        return bool(self.answers) and not any(answer.request.prompt for answer in self.answers)
+
+    @property
+    def recorded_from_s(self) -> float:
+        """Before this time there are no step records, though there may have been steps: the simulator keeps the newest only."""
+        if not (self.simulated and self.steps) or self.steps[0]["id"] == 1:
+            return 0.0
+        return float(self.steps[0]["end_s"] - self.steps[0]["ms"] / 1e3)
+
+    @property
     def groups(self) -> list[str]:
         """``all``, and the priorities where there are both."""
         there = sorted({answer.request.priority for answer in self.answers}, reverse=True)
