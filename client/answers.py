@@ -60,13 +60,14 @@ class Answer:
 @dataclass
 class ModeRun:
     """The answers of one mode, in the order they came, the server's /stats after the last, and its step records, by the
-    clock of the run; None where it keeps none."""
+    clock of the run; None where it keeps none. ``unserved``: requests without an answer by their error, of the simulator."""
 
     mode: str
     answers: list[Answer] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
     slots: int = 0
+    unserved: dict[str, int] = field(default_factory=dict)
 
     @property
     def wall_s(self) -> float:

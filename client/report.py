@@ -80,7 +80,7 @@ def warnings(runs: Sequence[ModeRun]) -> list[str]:
     if not late:
         return []
     worst = max(late, key=late.__getitem__)
-    more = f"p99 {1e3 * late[worst]:.1f} ms after the plan{_worst(worst, late)}, more than {1e3 * LATE_S:.0f}"
+    more = f"p99 {1e3 * late[worst]:.1f} ms after the plan{_worst(worst, late)}; more than {1e3 * LATE_S:.0f} is late"
     slow = "this machine or the way to the server was too slow for it"
     return [f"{_modes_said(late, runs)}: requests were sent late ({more}): {slow}"]
 
@@ -96,7 +96,7 @@ def _modes_said(modes: Collection[str], runs: Sequence[ModeRun]) -> str:
 
 def _worst(mode: str, modes: Collection[str]) -> str:
     """Which of several modes a figure is of."""
-    return f" ({mode}, the worst)" if len(modes) > 1 else ""
+    return f" in the worst of them, {mode}" if len(modes) > 1 else ""
 
 
 def _overview(runs: Sequence[ModeRun]) -> Grid:

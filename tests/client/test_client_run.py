@@ -368,6 +368,16 @@ def test_the_page_of_a_simulated_run_says_nothing_of_a_server(stub: Stub, tmp_pa
     assert results(tmp_path / "page")["modes"][0]["beside_the_server"] == []
 
 
+def test_requests_that_the_simulator_refused_are_counted(stub: Stub, tmp_path: Path, capsys) -> None:
+    assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
+    path = as_the_simulator_writes_them(tmp_path, groups={"all": {"errors": {"queue_full": 5}}})
+    capsys.readouterr()
+    assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dynamic"))
+    assert line.split()[1:3] == ["8", "5"]
+    assert line.endswith("5 x queue_full")
+
+
 def test_the_page_of_several_simulated_engines_says_why_it_has_no_timeline(stub: Stub, tmp_path: Path) -> None:
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     path = as_the_simulator_writes_them(tmp_path, steps=None, slots=0)
