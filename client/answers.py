@@ -60,13 +60,14 @@ class Answer:
 @dataclass
 class ModeRun:
     """The answers of one mode, in the order they came, the server's /stats after the last, and its step records, by the
-    clock of the run; None where it keeps none."""
+    clock of the run; None where it keeps none. ``unserved``: requests without an answer by their error, of the simulator."""
 
     mode: str
     answers: list[Answer] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
     slots: int = 0
+    unserved: dict[str, int] = field(default_factory=dict)
 
     @property
     def wall_s(self) -> float:
@@ -76,6 +77,18 @@ class ModeRun:
     def of(self, group: str) -> list[Answer]:
         """The answers to the requests of a priority; to ``all`` of them."""
         return [answer for answer in self.answers if group in ("all", answer.request.priority)]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it is the simulator's: its requests have no text, and nothing was sent."""
+        return bool(self.answers) and not any(answer.request.prompt for answer in self.answers)
+
+    @property
+    def recorded_from_s(self) -> float:
+        """Before this time there are no step records, though there may have been steps: the simulator keeps the newest only."""
+        if not (self.simulated and self.steps) or self.steps[0]["id"] == 1:
+            return 0.0
+        return float(self.steps[0]["end_s"] - self.steps[0]["ms"] / 1e3)
 
     @property
     def groups(self) -> list[str]:

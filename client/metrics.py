@@ -30,6 +30,7 @@ def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, 
     good = [answer for answer in answers if not answer.error]
     prompts = [n for answer in good if (n := answer.prompt_tokens or answer.request.prompt_tokens) is not None]
     output = sum(answer.tokens for answer in good)
+    errors = Counter(answer.error for answer in answers if answer.error) + Counter(run.unserved if group == "all" else {})
     # A priority's rates are shares of the whole run's time, so that they add up to the mode's.
     wall_s = run.wall_s
     rates = {
@@ -39,9 +40,9 @@ def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, 
         "goodput": sum(meets(answer, limits) for answer in good) / wall_s if limits and wall_s else None,
     }
     counts = {
-        "requests": len(answers),
+        "requests": len(good) + errors.total(),
         "ok": len(good),
-        "errors": dict(Counter(answer.error for answer in answers if answer.error).most_common()),
+        "errors": dict(errors.most_common()),
         "wall_s": wall_s,
         "output_tokens": output,
     }

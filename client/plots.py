@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 from metrics import summary
-from timeline import CODES, Timeline
+from timeline import CODES, NO_RECORD, Timeline
 from workload import PRIORITIES, Plan, PlannedRequest
 
 DPI = 120
@@ -142,10 +142,13 @@ def draw_queue(path: Path, runs: Sequence[ModeRun], plan: Plan) -> None:
             waiting = np.array([record["queue"] for record in run.steps], dtype=float)
             running = np.array([record["running"] for record in run.steps], dtype=float)
             names = ("waiting in the queue", "running in the batch")
+            if run.recorded_from_s:
+                nothing = CODES[NO_RECORD]
+                panel.axvspan(0, run.recorded_from_s, color=nothing.colour, linewidth=0, label=nothing.label)
         else:  # as seen from here
             times, running = _in_flight(run.answers)
             waiting = np.zeros(0)
-            names = ("", "sent and not answered")
+            names = ("", "arrived and not answered" if run.simulated else "sent and not answered")
         panel.fill_between(times, running, step="post", color=RUNNING, alpha=0.85, linewidth=0, label=names[1])
         if len(waiting):
             panel.fill_between(
@@ -164,14 +167,17 @@ def draw_queue(path: Path, runs: Sequence[ModeRun], plan: Plan) -> None:
         _draw_arrivals(panels[-1], plan, last_s)
         panels[-1].set_title("the same arrivals in every mode", loc="left", fontsize=12, fontweight="bold", pad=3)
     panels[-1].set(xlabel="seconds", xlim=(0, last_s * 1.01))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+    handles: dict[str, Any] = {}
+    for panel in panels[: len(runs)]:
+        drawn, labels = panel.get_legend_handles_labels()
+        handles.update(zip(labels, drawn, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=3, frameon=False)
     _save(figure, path)
 
 
 def draw_slots(path: Path, runs: Sequence[ModeRun]) -> None:
     """What is in each sequence slot over time, mode by mode, on the same time axis."""
-    drawn = [(run, Timeline(run.steps or [], run.slots)) for run in runs]
+    drawn = [(run, Timeline(run.steps or [], run.slots, run.recorded_from_s)) for run in runs]
     last_s = max(run.wall_s for run in runs) * 1.01
     slots = max([timeline.used for _, timeline in drawn] + [1])
     figure = _figure(12.0, 1.2 + len(runs) * (1.15 + min(1.0, slots / 48)))
@@ -221,7 +227,8 @@ def draw_latency(path: Path, runs: Sequence[ModeRun]) -> None:
     margin = spread * (0.1 if len(lengths) > 1 else 0.5)
     longest_s = max((answer.latency_s for answer in answers if not answer.error), default=1.0)
     panels[0].set(xlim=(lengths[0] - margin, lengths[-1] + margin), ylim=(0, longest_s * 1.06))
-    figure.suptitle("Latency, from planned send to answer: lower is better", fontsize=13)
+    since = "arrival" if all(run.simulated for run in runs) else "planned send"
+    figure.suptitle(f"Latency, from {since} to answer: lower is better", fontsize=13)
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     _save(figure, path)

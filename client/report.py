@@ -10,13 +10,13 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from answers import Answer, ModeRun, Stream
-from metrics import APART, LATE_S, LATENCIES, STATISTICS, beside_the_server, lag, number, summary
+from metrics import APART, LATE_S, LATENCIES, STATISTICS, Figure, beside_the_server, lag, number, summary
 
 Grid = list[list[str]]
 
@@ -48,30 +48,55 @@ STREAMED = (
     "Seen from here, in seconds: TTFT, first piece of text after the planned send; TPOT, per output token after the first;\n"
     "ITL, between pieces of text, all of them; E2EL, the whole answer after the planned send."
 )
+SIMULATED_LEGEND = (
+    "latency: arrival to answer. TTFT (time to first token): from arrival.\n"
+    "All seconds are virtual: rates are per virtual second, from time 0 to the last answer."
+)
+SIMULATED_STREAMED = (
+    "From the arrival, in virtual seconds: TTFT, first token; TPOT, per output token after the first; ITL, between tokens,\n"
+    "all of them; E2EL, the whole answer."
+)
 
 
 def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
     """One row per mode and, where deferred requests were sent, one more per priority; then the times of streamed answers and
     goodput where there are any; then how it all compares with the server's own figures."""
-    parts = [_text(_overview(runs), 2, left={0, len(HEADERS) - 1}), LEGEND, *_error_notes(runs)]
+    simulated = _simulated(runs)
+    legend, streamed = (SIMULATED_LEGEND, SIMULATED_STREAMED) if simulated else (LEGEND, STREAMED)
+    parts = [_text(_overview(runs), 2, left={0, len(HEADERS) - 1}), legend, *_error_notes(runs)]
     if limits or any(answer.piece_times for run in runs for answer in run.answers):
-        parts += ["", _text(_times(runs, limits), 2, left={0}), STREAMED]
+        parts += ["", _text(_times(runs, limits), 2, left={0}), streamed]
         if limits:
-            parts.append(f"Goodput: requests a second with {_limits_said(limits)}, all of it from the planned send.")
-    return "\n".join([*parts, "", *_lag_lines(runs), *_agreement(runs)])
+            since = "arrival" if simulated else "planned send"
+            parts.append(f"Goodput: requests a second with {_limits_said(limits)}, all of it from the {since}.")
+    if not simulated:
+        parts += ["", *_lag_lines(runs), *_agreement(runs)]
+    return "\n".join(parts)
 
 
 def warnings(runs: Sequence[ModeRun]) -> list[str]:
     """What makes a run's figures doubtful."""
-    told = []
-    for run in runs:
-        late = lag(run)["p99"]
-        if late is not None and late > LATE_S:
-            more = f"p99 {1e3 * late:.1f} ms after the plan, more than {1e3 * LATE_S:.0f}"
-            told.append(
-                f"{run.mode}: requests were sent late ({more}): this machine or the way to the server was too slow for it"
-            )
-    return told
+    late = {run.mode: p99 for run in runs if (p99 := lag(run)["p99"] or 0.0) > LATE_S}
+    if not late:
+        return []
+    worst = max(late, key=late.__getitem__)
+    more = f"p99 {1e3 * late[worst]:.1f} ms after the plan{_worst(worst, late)}; more than {1e3 * LATE_S:.0f} is late"
+    slow = "this machine or the way to the server was too slow for it"
+    return [f"{_modes_said(late, runs)}: requests were sent late ({more}): {slow}"]
+
+
+def _simulated(runs: Sequence[ModeRun]) -> bool:
+    return all(run.simulated for run in runs)
+
+
+def _modes_said(modes: Collection[str], runs: Sequence[ModeRun]) -> str:
+    """Some of the runs' modes, by name; all of many, by their number."""
+    return f"all {len(runs)} modes" if len(modes) == len(runs) > 3 else ", ".join(modes)
+
+
+def _worst(mode: str, modes: Collection[str]) -> str:
+    """Which of several modes a figure is of."""
+    return f" in the worst of them, {mode}" if len(modes) > 1 else ""
 
 
 def _overview(runs: Sequence[ModeRun]) -> Grid:
@@ -137,27 +162,45 @@ def _error_notes(runs: Sequence[ModeRun]) -> list[str]:
 
 
 def _lag_lines(runs: Sequence[ModeRun]) -> list[str]:
-    lines = []
-    for run in runs:
-        late = {name: 1e3 * value for name, value in lag(run).items() if value is not None}
-        lines.append(
-            f"{run.mode}: sent {late['p50']:.1f} ms (p50), {late['p99']:.1f} ms (p99), at most {late['max']:.1f} ms after plan"
-        )
-    return lines
+    """How late the requests were sent, in a line: of the mode in which they were latest."""
+    late = {run.mode: found for run in runs if (found := lag(run))["p99"] is not None}
+    if not late:
+        return []
+    worst = max(late, key=lambda mode: late[mode]["p99"] or 0.0)
+    p50, p99, most = (1e3 * (late[worst][name] or 0.0) for name in ("p50", "p99", "max"))
+    times = f"sent {p50:.1f} ms (p50), {p99:.1f} ms (p99), at most {most:.1f} ms after plan{_worst(worst, late)}"
+    return [f"{_modes_said(late, runs)}: {times}"]
 
 
 def _agreement(runs: Sequence[ModeRun]) -> list[str]:
-    """What the server measured otherwise, in a line a mode."""
-    lines = []
-    for run in runs:
-        figures = beside_the_server(run)
-        apart = [f"{f.name} {f.client:.4g}, the server's {f.server:.4g} ({f.apart:+.0%})" for f in figures if not f.agrees]
-        if figures:
-            within = (
-                f"{run.mode}: {len(figures) - len(apart)} of {len(figures)} figures are within {APART:.0%} of the server's own"
-            )
-            lines.append(within + (f"; apart: {'; '.join(apart)}" if apart else ""))
-    return lines
+    """What the server measured otherwise: a line for the modes in which all agrees, and one for the others."""
+    found = {run.mode: figures for run in runs if (figures := beside_the_server(run))}
+    agree = {mode: figures for mode, figures in found.items() if all(figure.agrees for figure in figures)}
+    differ = {mode: figures for mode, figures in found.items() if mode not in agree}
+    lines = [f"{_modes_said(agree, runs)}: {_within(agree)}"] if agree else []
+    if not differ:
+        return lines
+    furthest: dict[str, tuple[Figure, str]] = {}
+    for mode, figures in differ.items():
+        for figure in figures:
+            before = furthest.get(figure.name)
+            if not figure.agrees and (before is None or abs(figure.apart) > abs(before[0].apart)):
+                furthest[figure.name] = figure, mode
+    apart = [
+        f"{f.name} {f.client:.4g}, the server's {f.server:.4g} ({f.apart:+.0%}{f', {mode}' if len(differ) > 1 else ''})"
+        for f, mode in furthest.values()
+    ]
+    return [
+        *lines,
+        f"{_modes_said(differ, runs)}: {_within(differ)}; apart{', at worst' * (len(differ) > 1)}: {'; '.join(apart)}",
+    ]
+
+
+def _within(found: Mapping[str, Sequence[Figure]]) -> str:
+    """How many of the figures agree, in the mode in which the fewest do."""
+    agree, of = min((sum(figure.agrees for figure in figures), len(figures)) for figures in found.values())
+    least = "at least " if len({sum(figure.agrees for figure in figures) for figures in found.values()}) > 1 else ""
+    return f"{least}{agree} of {of} figures are within {APART:.0%} of the server's own"
 
 
 def _limits_said(limits: Mapping[str, float]) -> str:
@@ -225,11 +268,19 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
+WITHOUT_STEPS = "the server has no step records (GET /steps), so that there is no timeline of its slots"
+SIMULATED_WITHOUT_STEPS = (
+    "These are several engines in virtual time, whose steps are not recorded: there is no timeline of their slots. The figures "
+    "are of all of them together."
+)
+
+
 def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, float], about: str, stopped: str = "") -> str:
     """report.html, and for each stream its pictures and all figures in results.json; a line that says so. Raises OSError."""
     told = [stopped] if stopped else []
-    if not any(run.steps for stream in streams for run in stream.runs):
-        told.append("the server has no step records (GET /steps), so that there is no timeline of its slots")
+    runs = [run for stream in streams for run in stream.runs]
+    if not any(run.steps for run in runs):
+        told.append(SIMULATED_WITHOUT_STEPS if _simulated(runs) else WITHOUT_STEPS)
     sections = []
     for stream in streams:
         own = folder / stream.folder
@@ -274,7 +325,9 @@ def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[st
                 "mode": run.mode,
                 "groups": {group: summary(run, group, limits) for group in run.groups},
                 "lag_s": lag(run),
-                "beside_the_server": [vars(f) | {"agrees": f.agrees} for f in beside_the_server(run)],
+                "beside_the_server": [
+                    vars(f) | {"agrees": f.agrees} for f in ([] if run.simulated else beside_the_server(run))
+                ],
                 "server_stats": run.stats,
                 "answers": [
                     _csv_row(run.mode, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
@@ -333,29 +386,48 @@ def _section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         for title, data in shown
     ]
-    like_with_like = (
-        "Like with like: times from the actual send (the server counts from the arrival), TPOT up to the last piece. Bold: "
-        f"more than {APART:.0%} apart. The client's times have the network and HTTP in them."
-    )
     parts = [
         f"<h2>{escape(stream.name)}: {escape(_headline(runs))}</h2>" if stream.name else "",
         f"<p class=quiet>{escape(plan.made)}; the same requests in every mode</p>",
         *(f"<p class=warning>{escape(line)}</p>" for line in (*warnings(runs), *plan.notes)),
         _html(_overview(runs), 2),
+        *(f"<p class=quiet>{escape(line)}</p>" for line in _unrecorded(runs)),
         *images,
         "<h3>All times, in seconds</h3>",
         _html(_times(runs, limits), 2),
         f"<p class=quiet>Goodput: requests a second with {escape(_limits_said(limits))}.</p>" if limits else "",
-        f"<p class=quiet>{escape(STREAMED)}</p>",
-        "<h3>Beside the server's own figures</h3>",
-        f"<p class=quiet>{escape(like_with_like)}</p>",
-        _html(_beside(runs), 2, bold=True),
-        *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
+        f"<p class=quiet>{escape(SIMULATED_STREAMED if _simulated(runs) else STREAMED)}</p>",
+        *([] if _simulated(runs) else _beside_parts(runs)),
         "<p class=quiet>Raw: results.csv (every request), results.json (everything)"
         + (", plan.json (the plan, for --plan)" if all(request.prompt for request in plan.requests) else "")
         + (f", in the folder {escape(stream.folder)}.</p>" if stream.name else ".</p>"),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _beside_parts(runs: Sequence[ModeRun]) -> list[str]:
+    like_with_like = (
+        "Like with like: times from the actual send (the server counts from the arrival), TPOT up to the last piece. Bold: "
+        f"more than {APART:.0%} apart. The client's times have the network and HTTP in them."
+    )
+    return [
+        "<h3>Beside the server's own figures</h3>",
+        f"<p class=quiet>{escape(like_with_like)}</p>",
+        _html(_beside(runs), 2, bold=True),
+        *(f"<p class=quiet>{escape(line)}</p>" for line in _lag_lines(runs)),
+    ]
+
+
+def _unrecorded(runs: Sequence[ModeRun]) -> list[str]:
+    """From when on the steps of each mode are known, in a line; nothing where all are."""
+    since = [f"{run.mode} {run.recorded_from_s:.1f} s" for run in runs if run.recorded_from_s]
+    kept = max((len(run.steps or ()) for run in runs if run.recorded_from_s), default=0)
+    if not since:
+        return []
+    return [
+        f"The pictures of slots and queue have the newest {kept:,} steps of a mode; those before them are not recorded. "
+        f"They begin at: {', '.join(since)}."
+    ]
 
 
 def _across(streams: Sequence[Stream]) -> Grid:

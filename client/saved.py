@@ -36,7 +36,10 @@ def read_results(path: Path) -> tuple[str, Stream]:
 
 def _run(mode: dict[str, Any]) -> ModeRun:
     answers = [_answer(row) for row in mode["answers"]]
-    return ModeRun(str(mode["mode"]), answers, dict(mode["server_stats"]), mode["steps"], int(mode["slots"]))
+    run = ModeRun(str(mode["mode"]), answers, dict(mode["server_stats"]), mode["steps"], int(mode["slots"]))
+    if run.simulated:  # which writes no answer for what it refused
+        run.unserved = {str(kind): int(count) for kind, count in mode["groups"]["all"]["errors"].items()}
+    return run
 
 
 def _answer(row: dict[str, Any]) -> Answer:

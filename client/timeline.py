@@ -29,16 +29,18 @@ CODES = (
     Code("computed again after a preemption", "#CC79A7"),
     Code("wasted: finished, keeps its slot", "#E69F00"),
     Code("holds its slot, gets nothing", "#B8B8B8"),
+    Code("no record", "#FFF4CC"),
 )
-EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE = range(len(CODES))
+EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE, NO_RECORD = range(len(CODES))
 CELLS = {"d": IMMEDIATE, "p": PREFILL, "r": AGAIN, "x": WASTED, "w": IDLE}
 TICKS = (PREFILL, AGAIN)  # short, and drawn at least one column wide
 
 
 class Timeline:
-    """The steps of one mode; ``end_s`` in them is on the clock of the run."""
+    """The steps of one mode; ``end_s`` in them is on the clock of the run. What was before ``from_s`` is not known."""
 
-    def __init__(self, steps: Sequence[Mapping[str, Any]], slots: int) -> None:
+    def __init__(self, steps: Sequence[Mapping[str, Any]], slots: int, from_s: float = 0.0) -> None:
+        self._from_s = from_s
         self._ends = np.array([step["end_s"] for step in steps])
         self._seconds = np.array([step["ms"] / 1e3 for step in steps])
         self._cells = _codes(steps, slots)
@@ -53,7 +55,7 @@ class Timeline:
     @cached_property
     def codes(self) -> set[int]:
         """Which of CODES occur."""
-        return set(np.unique(self._cells).tolist())
+        return set(np.unique(self._cells).tolist()) | ({NO_RECORD} if self._from_s else set())
 
     @cached_property
     def wasted(self) -> float:
@@ -73,7 +75,8 @@ class Timeline:
             return "no steps"
         times = "1 preemption" if self._preempted == 1 else f"{self._preempted} preemptions"
         preempted = f", {times}" if self._preempted else ""
-        return f"{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
+        since = f"from {self._from_s:.1f} s on: " if self._from_s else ""
+        return f"{since}{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
 
     def picture(self, last_s: float, slots: int) -> NDArray[np.uint8]:
         """[slots, COLUMNS]: what each slot held at that time, from 0 to ``last_s``; short prompts are at least a column
@@ -90,6 +93,7 @@ class Timeline:
         inside = step < len(self._ends)
         inside[inside] &= starts[step[inside]] <= middles[inside]
         picture[:width, inside] = self._cells[step[inside], :width].T
+        picture[:, middles < self._from_s] = NO_RECORD
         places = np.clip(self._ends / last_s * COLUMNS, 0, COLUMNS - 1).astype(int)
         for code in TICKS:
             rows, cells = np.nonzero(self._cells[:, :width] == code)

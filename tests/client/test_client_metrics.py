@@ -9,7 +9,7 @@ import pytest
 from answers import Answer, ModeRun
 from metrics import beside_the_server, lag, percentile, summary
 from report import table, warnings
-from timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, PREFILL, WASTED, Timeline
+from timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
 from workload import PlannedRequest
 
 
@@ -89,6 +89,24 @@ def test_late_sends_are_reported_and_a_p99_of_more_than_ten_milliseconds_is_a_wa
     assert warnings([run(0.009)]) == []
 
 
+def test_what_is_said_of_many_modes_is_one_line_that_names_the_worst() -> None:
+    def run(mode: str, late_s: float, server: float) -> ModeRun:
+        answers = [Answer(planned(i, 1.0), 1.0 + late_s, 2.0, tokens=1) for i in range(10)]
+        return ModeRun(mode, answers, stats={"request_throughput": server, "output_token_throughput": 5.0})
+
+    runs = [run("nobatch", 0.011, 5.0), run("static", 0.03, 5.0), run("orca", 0.0, 4.0), run("dynamic", 0.0, 3.0)]
+    told = table(runs, {}).splitlines()[-3:]
+    assert told == [
+        "all 4 modes: sent 30.0 ms (p50), 30.0 ms (p99), at most 30.0 ms after plan in the worst of them, static",
+        "nobatch, static: 2 of 2 figures are within 5% of the server's own",
+        "orca, dynamic: 1 of 2 figures are within 5% of the server's own; "
+        "apart, at worst: request throughput 5, the server's 3 (+67%, dynamic)",
+    ]
+    (warning,) = warnings(runs)
+    said = "p99 30.0 ms after the plan in the worst of them, static; more than 10 is late"
+    assert warning.startswith(f"nobatch, static: requests were sent late ({said})")
+
+
 def test_a_percentile_lies_between_its_two_neighbours() -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
     assert percentile([5.0], 99) == 5.0
@@ -133,6 +151,15 @@ def test_wasted_slot_time_is_a_share_of_the_slot_time_held() -> None:
     assert timeline.wasted == pytest.approx(1 / 4)
     assert timeline.mean_held == pytest.approx(4 / 3)
     assert timeline.used == 2
+
+
+def test_what_was_before_the_first_record_is_unknown_and_counts_in_no_average() -> None:
+    timeline = Timeline([step(9.0, "dd"), step(10.0, "dd")], 4, from_s=8.0)
+    picture = timeline.picture(10.0, 3)
+    at = [picture[:, int(moment / 10.0 * picture.shape[1])].tolist() for moment in (0.5, 7.5, 8.5)]
+    assert at == [[NO_RECORD] * 3, [NO_RECORD] * 3, [IMMEDIATE, IMMEDIATE, EMPTY]]
+    assert NO_RECORD in timeline.codes
+    assert timeline.story() == "from 8.0 s on: 2.0 slots held on average, 0% of it wasted"
 
 
 def test_no_steps_are_no_timeline() -> None:

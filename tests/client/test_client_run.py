@@ -344,6 +344,58 @@ def test_results_that_were_written_are_shown_again_without_a_server(stub: Stub, 
     assert (again / "report.html").read_text().count("data:image/png;base64,") == 6
 
 
+def as_the_simulator_writes_them(out: Path, **changes: Any) -> Path:
+    """The results of a run, without what only a server and a network give."""
+    found = results(out)
+    for mode in found["modes"]:
+        mode |= changes
+        for answer in mode["answers"]:
+            answer["prompt"] = ""
+    (out / "simulated.json").write_text(json.dumps(found))
+    return out / "simulated.json"
+
+
+def test_the_page_of_a_simulated_run_says_nothing_of_a_server(stub: Stub, tmp_path: Path, capsys) -> None:
+    stub.steps = [step(1, "p", new=[[0, 1, "i", "a"]]), step(2, "d")]
+    assert go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path)) == 0
+    path = as_the_simulator_writes_them(tmp_path)
+    capsys.readouterr()
+    assert main(["--results", str(path), "--report", str(tmp_path / "page"), "--goodput", "ttft:5"]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    for text in (page, capsys.readouterr().out):
+        assert "virtual" in text
+        assert not re.search(r"server's|: sent |planned send|seen from here|not recorded", text)
+    assert results(tmp_path / "page")["modes"][0]["beside_the_server"] == []
+
+
+def test_requests_that_the_simulator_refused_are_counted(stub: Stub, tmp_path: Path, capsys) -> None:
+    assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
+    path = as_the_simulator_writes_them(tmp_path, groups={"all": {"errors": {"queue_full": 5}}})
+    capsys.readouterr()
+    assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dynamic"))
+    assert line.split()[1:3] == ["8", "5"]
+    assert line.endswith("5 x queue_full")
+
+
+def test_the_page_of_several_simulated_engines_says_why_it_has_no_timeline(stub: Stub, tmp_path: Path) -> None:
+    assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
+    path = as_the_simulator_writes_them(tmp_path, steps=None, slots=0)
+    assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "several engines in virtual time" in page
+    assert "GET /steps" not in page
+
+
+def test_the_page_says_from_when_on_a_long_simulated_runs_steps_are_recorded(stub: Stub, tmp_path: Path) -> None:
+    assert go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path)) == 0
+    steps = [step(id, "d") | {"end_s": id / 10} for id in (41, 42)]
+    path = as_the_simulator_writes_them(tmp_path, steps=steps, slots=4)
+    assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "They begin at: static 4.0 s, mixed 4.0 s." in page
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [("[", "is no results.json"), ('{"modes": [{}]}', "is no results.json"), ("", "is no results.json")],

@@ -1,18 +1,22 @@
 """The policy of docs/your-own-policy.md: what the page says about it is true."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from batching.policies import POLICIES
 from batching.policy import Limits, Policy
 from batching.request import Request
+from simulator.__main__ import main
 from simulator.virtual import simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-policy.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [text for language, text in BLOCKS if language == "bash"]
 OUTPUTS = [text for language, text in BLOCKS if not language]
 
 
@@ -30,6 +34,20 @@ def shortest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Poli
 def test_the_pages_example_prints_what_the_page_says(shortest_first: type[Policy], capsys: pytest.CaptureFixture[str]):
     exec(compile(PROGRAMS[1], str(PAGE), "exec"), {})
     assert capsys.readouterr().out in OUTPUTS
+
+
+def test_the_pages_simulation_gives_the_times_on_the_page(
+    shortest_first: type[Policy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(POLICIES, "shortest", shortest_first)
+    (command,) = (text for text in COMMANDS if "simulator run" in text)
+    assert main(shlex.split(command.replace("\\\n", " "))[3:]) == 0
+    _overview, times = capsys.readouterr().out.split("TTFT s")
+    (shown,) = (text for text in OUTPUTS if "TTFT s" in text and "E2EL s" in text)
+    for mode in ("orca", "shortest", "dynamic"):
+        of_mode = rf"^{mode} .*$"
+        told, printed = (re.search(of_mode, text, re.MULTILINE)[0].split() for text in (shown, times))
+        assert told == printed[:5] + printed[-4:]  # TPOT and ITL are left out
 
 
 def test_who_has_waited_for_its_patience_goes_first_whatever_it_asks_for(shortest_first: type[Policy]):
