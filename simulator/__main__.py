@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from simulator.real import RealEngine
 
 MakePolicy = Callable[[], Policy]
+OF_ENGINE = ("max_batch_size", "token_budget", "max_queue", "num_blocks", "prefix_caching", "tbt_slo_ms")  # it finds the others
+POOR_TOTAL, POOR_STEP = 0.1, 0.3  # errors of a law, as shares: of all steps together, of half of the single ones
 
 
 class Wrong(ValueError):
@@ -174,15 +176,19 @@ def _add_engine(parser: argparse.ArgumentParser, source: Any) -> None:
 
 
 def _engine(args: argparse.Namespace) -> "RealEngine":
+    limits, given = _limits(args.limit, Limits(max_queue=10**6, num_blocks=10**9)), _pairs("--limit", args.limit)
+    for name in given:
+        if name not in OF_ENGINE:
+            raise Wrong(f"--limit: {name}: --engine finds it out by itself; to be given are {', '.join(OF_ENGINE)}")
+    tbt_slo_ms = limits.tbt_slo_ms if "tbt_slo_ms" in given else None
     # As for the server (app.py): torch's threads would spin while they wait, which is dear where anything else computes. It
     # counts before torch is loaded, which nothing else here needs.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from simulator.real import RealEngine
 
-    limits = _limits(args.limit, Limits(max_queue=10**6, num_blocks=10**9))
     weights = args.weights or ("pretrained" if args.engine == "demo" else "random")
     try:
-        engine = RealEngine(args.engine, weights, args.dtype, limits)
+        engine = RealEngine(args.engine, weights, args.dtype, limits, tbt_slo_ms)
     except Exception as error:  # of a checkpoint, a device, a memory
         raise Wrong(f"--engine {args.engine}: {error}") from None
     print(engine.about, flush=True)
@@ -190,6 +196,8 @@ def _engine(args: argparse.Namespace) -> "RealEngine":
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    if args.limit and not args.engine:
+        raise Wrong("--limit goes with --engine: a server has its own")
     if args.url:
         records, limits = read_steps(args.url, args.api_key)
         steps, about = busy_steps(records), f"{len(records)} step records of {args.url}"
@@ -207,7 +215,10 @@ def _calibrate(args: argparse.Namespace) -> int:
         *zip(law.single, ("a step of one decode", "a KV column of it"), strict=False),
     ]
     print("\n".join(f"{1e6 * b:12.4f} us  {name}" for b, name in told))
-    print(f"{len(steps)} steps; the law is {errors(law, steps)}\nwritten to {args.out}")
+    apart = errors(law, steps)
+    print(f"{len(steps)} steps; the law is {apart}\nwritten to {args.out}")
+    if abs(apart.total) > POOR_TOTAL or apart.p50 > POOR_STEP:
+        _say(f"the law is poor: it should be within {POOR_TOTAL:.0%} in all, and half of the steps within {POOR_STEP:.0%}")
     return 0
 
 
@@ -305,8 +316,10 @@ def _limits(given: Sequence[str], limits: Limits) -> Limits:
     for key, text in _pairs("--limit", given).items():
         if key not in kinds:
             raise Wrong(f"--limit: {key}: no such limit; there are {', '.join(kinds)}")
+        if isinstance(numbers[key], bool) and text not in ("0", "1"):
+            raise Wrong(f"--limit: {key}: must be 0 or 1, not {text!r}")
         try:
-            values[key] = kinds[key](text)
+            values[key] = text == "1" if isinstance(numbers[key], bool) else kinds[key](text)
         except ValueError:
             raise Wrong(f"--limit: {key}: must be a {'whole ' if kinds[key] is int else ''}number, not {text!r}") from None
     try:

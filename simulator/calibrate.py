@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from simulator.real import RealEngine
 
 TIMEOUT_S = 30.0
-NOT_SIMULATED = ("cancel", "switch", "drain")  # what a log may hold beside requests
+NOT_SIMULATED = ("cancel", "switch", "drain", "failed step")  # what a log may hold beside requests
+EXPIRED = ("deadline_exceeded", "deadline_missed")  # how a request ends that its deadline ended
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the steps made here
 EACH = 2  # requests of each of them
 LONG_S = 10.0  # all over again until they took so long: a small model's steps are over in a moment of the machine's mood
@@ -46,24 +47,34 @@ def read_steps(url: str, key: str = "") -> tuple[list[dict[str, Any]], Limits]:
         request = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             value = json.load(answer)
-        return list(value["steps"]), Limits(**value["limits"])
+        steps, limits = list(value["steps"]), Limits(**value["limits"])
     except urllib.error.HTTPError as error:
         raise LogError(f"--url: {address} answers {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
         raise LogError(f"--url: {address}: {getattr(error, 'reason', error)}") from None
     except (KeyError, TypeError):
         raise LogError(f"--url: {address} answers, but not as a BatchLab server does") from None
+    return steps, _of_one_variant(limits, f"--url: {address}")
 
 
 def busy_steps(records: Sequence[Mapping[str, Any]]) -> list[Probe]:
-    """The steps of step records that followed another without a pause, each with the time since the end of that one: a step is
-    more than its computation. There was no pause where a request was resident before, or somebody waited."""
+    """The steps of step records with their seconds. Where a request was resident before there was no pause, so that a step's
+    are those since the end of the one before, for it is more than its computation; elsewhere there may have been one, whether
+    somebody waited or not (a batch's time-out), and they are those of its computation."""
     found = []
     for before, record in pairwise(records):
+        since, computed = record["end"] - before["end"], record["ms"] / 1e3
         stayed = record["running"] > len(record["new"])
-        if record["id"] == before["id"] + 1 and (stayed or before["queue"]):
-            found.append(Probe(Load(*record["load"]), record["end"] - before["end"]))
+        if record["id"] == before["id"] + 1:
+            found.append(Probe(Load(*record["load"]), since if stayed else min(since, computed)))
     return [step for step in found if step.seconds > 0]
+
+
+def _of_one_variant(limits: Limits, name: str) -> Limits:
+    if len(limits.variants) > 1:
+        there_are = f"{len(limits.variants)} ({', '.join(limits.variants)})"
+        raise LogError(f"{name}: variants: a law is that of one variant of a model, this engine has {there_are}")
+    return limits
 
 
 # ---- from an input log
@@ -88,9 +99,10 @@ class Logged:
         return min((req.arrival for req in self.answered), default=0.0)
 
     def plan(self) -> Plan:
-        """The same requests: they come when they came, and stop where they stopped."""
-        served = sorted((req for req in self.answered if req.error is None), key=lambda req: req.arrival)
-        return Plan(len(served), partial(_again, served, self.begun), made=f"{len(served)} requests of a log")
+        """The same requests: they come when they came, and stop where they stopped. Those that were refused are left out."""
+        taken_in = [req for req in self.answered if req.error is None or req.error.code in EXPIRED]
+        taken_in.sort(key=lambda req: req.arrival)
+        return Plan(len(taken_in), partial(_again, taken_in, self.begun), made=f"{len(taken_in)} requests of a log")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -123,16 +135,27 @@ def make_again(records: Sequence[Mapping[str, Any]], name: str = "the log") -> L
         policy = policy_of(records[0])
         steps = StepLog(limits.max_batch_size)
         plans = replay(records, on_step=on_step, on_answer=answered.append, steps=steps)
-        unlike = [str(record["kind"]) for record in records if record["kind"] in NOT_SIMULATED]
-    except (LookupError, TypeError, ValueError) as error:
+        kinds = ["failed step" if record.get("error") else str(record["kind"]) for record in records]
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise LogError(f"{name}: is no input log: {type(error).__name__}: {error}") from None
     steps.publish()
-    return Logged(policy, limits, plans, seconds, answered, steps, unlike)
+    unlike = [kind for kind in kinds if kind in NOT_SIMULATED]
+    return Logged(policy, _of_one_variant(limits, name), plans, seconds, answered, steps, unlike)
 
 
-def _again(served: Iterable[Request], begun: float) -> Iterator[Request]:
-    for index, req in enumerate(served):
-        again = Request(str(index), req.tokens[: req.prompt_len], req.max_tokens, req.priority, req.arrival - begun)
+def _again(taken_in: Iterable[Request], begun: float) -> Iterator[Request]:
+    for index, req in enumerate(taken_in):
+        again = Request(
+            str(index),
+            req.tokens[: req.prompt_len],
+            req.max_tokens,
+            req.priority,
+            req.arrival - begun,
+            None if req.deadline is None else req.deadline - begun,
+            None if req.due is None else req.due - begun,
+            output_len=req.output_len,
+            prompt_logprobs=req.prompt_logprobs,
+        )
         if req.finish_reason == "stop":
             again.stop = partial(_has, len(req.token_times))
         yield again

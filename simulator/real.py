@@ -19,8 +19,6 @@ from model.engine import load_model, make_executor
 from model.probe import probe
 from simulator.plans import ClosedLoop, Plan
 
-CONFIGURED = ("max_batch_size", "token_budget", "max_queue")  # limits that an engine is made with; the others it finds
-
 
 class RunClock:
     """Seconds since the start of a run."""
@@ -62,14 +60,16 @@ class Noting:
 class RealEngine:
     """A model with its limits, loaded once for several runs. Raises what `load_model` and `make_executor` do."""
 
-    def __init__(self, name: str, weights: str, dtype: str, limits: Limits) -> None:
-        """Of `limits` those in CONFIGURED, and no more KV blocks than they have."""
+    def __init__(self, name: str, weights: str, dtype: str, limits: Limits, tbt_slo_ms: float | None = None) -> None:
+        """Of `limits` what a server's settings say: slots, token budget, queue and prefix caching; and no more KV blocks than
+        they have. Without `tbt_slo_ms` it is measured. The others an engine finds out by itself."""
         loaded = load_model(name, weights, dtype, "auto", fall_back=False)
         self._clock = RunClock()
-        slots, budget, queue = (getattr(limits, limit) for limit in CONFIGURED)
+        slots, budget, queue = limits.max_batch_size, limits.token_budget, limits.max_queue
         self._executor, found = make_executor(loaded, self._clock, slots, budget, queue, None)
-        found = replace(found, num_blocks=min(found.num_blocks, limits.num_blocks))
-        self.limits, self._probes = probe(self._executor, found)
+        num_blocks = min(found.num_blocks, limits.num_blocks)
+        found, self._probes = probe(self._executor, replace(found, num_blocks=num_blocks, prefix_caching=limits.prefix_caching))
+        self.limits = found if tbt_slo_ms is None else replace(found, tbt_slo_ms=tbt_slo_ms)
         self.about = f"{loaded.name}, {loaded.weights} weights, {loaded.dtype} on {loaded.device}"
         self.encode: Callable[[str], list[int]] = loaded.tokenizer.encode
         self.vocabulary = loaded.tokenizer.vocab_size

@@ -100,7 +100,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Run:
-    """One policy's run: what came of the requests, what the engines did, and the records of its steps where they were kept."""
+    """One policy's run: what came of the requests, what the engines did, and the records of its steps where they were kept.
+    `variants`: of the model, by name."""
 
     mode: str
     columns: Columns
@@ -108,6 +109,7 @@ class Run:
     engine: dict[str, Any]
     slots: int = 0
     steps: Sequence[dict[str, Any]] | None = None
+    variants: Sequence[str] = ("default",)
 
     @property
     def groups(self) -> Sequence[str]:
@@ -149,6 +151,7 @@ def engine_figures(drivers: Sequence[Driver], wall_s: float) -> dict[str, Any]:
         return sum(getattr(count, name) for count in counts)
 
     sizes = sum((count.batch_sizes for count in counts), Counter[int]())
+    variants = sum((count.variants for count in counts), Counter[int]())
     steps, work = total("steps"), total("computed_tokens") + total("padding_tokens")
     return {
         "steps": steps,
@@ -157,6 +160,7 @@ def engine_figures(drivers: Sequence[Driver], wall_s: float) -> dict[str, Any]:
         "preemptions": total("preemptions"),
         "recomputed_tokens": total("recomputed_tokens"),
         "busy_share": total("busy_s") / (wall_s * len(drivers)) if wall_s else 0.0,
+        "requests_by_variant": {str(variant): variants[variant] for variant in sorted(variants)},
     }
 
 
@@ -173,6 +177,7 @@ HEADS = (
     ("busy", "share"),
     ("padding", "share"),
     ("", "preemptions"),
+    ("", "by variant"),
     ("", "errors by kind"),
 )
 
@@ -194,16 +199,22 @@ def table(runs: Sequence[Run]) -> str:
             f"{100 * engine['busy_share']:.1f} %",
             f"{100 * engine['padding_share']:.1f} %",
             str(engine["preemptions"]),
+            _by_variant(run) if len(run.variants) > 1 else "",
             ", ".join(f"{count} x {kind}" for kind, count in found["errors"].items()),
         ])  # fmt: skip
-    if not any(row[-1] for row in overview[2:]):
-        overview = [row[:-1] for row in overview]
+    told = [any(row[column] for row in overview[2:]) for column in range(len(HEADS))]
+    overview = [[cell for cell, shown in zip(row, told, strict=True) if shown] for row in overview]
     names = [(LATENCIES[name] + " s" if s == "mean" else "", s) for name in LATENCIES for s in STATISTICS]
     times = [["", *(name[0] for name in names)], ["mode", *(name[1] for name in names)]]
     for (mode, group), found in summaries.items():
         row = [mode if group == "all" else f"  {group}"]
         times.append(row + [_show(found[name][s], 4) for name in LATENCIES for s in STATISTICS])
     return f"{grid(overview)}\n\n{grid(times)}"
+
+
+def _by_variant(run: Run) -> str:
+    served = run.engine["requests_by_variant"]
+    return ", ".join(f"{served.get(str(place), 0)} x {name}" for place, name in enumerate(run.variants))
 
 
 def grid(rows: Sequence[Sequence[str]], heads: int = 2) -> str:

@@ -14,6 +14,7 @@ from simulator.plans import ClosedLoop, Plan
 from simulator.results import Results, Run, engine_figures
 from simulator.routing import Router
 from simulator.step_times import Model
+from simulator.tables import KnownStepTime
 from simulator.virtual import Replica, serve
 
 
@@ -41,9 +42,14 @@ def run(
 
     limits, watched = model.limits, watched and replicas == 1
     log = StepLog(limits.max_batch_size) if watched else None
-    engines = [
-        Replica(make_policy(), limits, model.step_time, partial(answered, place), steps=log) for place in range(replicas)
-    ]
+    engines = []
+    for place in range(replicas):
+        known = [KnownStepTime(table) for table in model.known]
+        engines.append(Replica(make_policy(), limits, model.step_time, partial(answered, place), steps=log, known=known))
+    probes = [] if model.known else model.probes()
+    for engine in engines:
+        for probe in probes:
+            engine.driver.learn(probe)
     if replicas > 1:
         rule = Router(engines, router)
     serve(engines, coming, rule.route if rule else None)
@@ -56,4 +62,4 @@ def run(
             engine.driver.steps.publish()
         steps = [record | {"end_s": record["end"]} for record in map(json.loads, log.read(0, KEPT)[1])]
     mode = mode_of(engines[0].driver.scheduler.policy)
-    return Run(mode, columns, results.errors, figures, limits.max_batch_size if watched else 0, steps)
+    return Run(mode, columns, results.errors, figures, limits.max_batch_size if watched else 0, steps, limits.variants)

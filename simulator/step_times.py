@@ -5,7 +5,7 @@ roofline of a GPU. Knows steps and nothing else: no policies, no clocks. See `ca
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from math import inf
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batching.policy import Limits
+from batching.probe_steps import probe_steps
 from batching.step import Step
 from batching.step_time import Load, Probe
-from simulator.tables import StepTimeTable, Table
+from simulator.tables import CENG523, CENG523_COLUMNS, CENG523_VARIANTS, StepTimeTable, Table, ceng523
 from simulator.virtual import StepTimeOf
 
 FORMAT = 1  # of a model file
@@ -31,11 +32,23 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """An engine on paper: how long its steps take, and what it can hold."""
+    """An engine on paper: how long its steps take, and what it can hold. `known`: the tables of its variants, where policies
+    need not learn them."""
 
     step_time: StepTimeOf
     limits: Limits
     about: str
+    known: Sequence[Table] = ()
+
+    def probes(self) -> list[Probe]:
+        """What a real engine would have measured of itself before its first request: the same steps, one after another."""
+        probes, now = [], 0.0
+        for variant in range(len(self.limits.variants)):
+            for step in probe_steps(self.limits, variant):
+                seconds = self.step_time(replace(step, planned_at=now))
+                probes.append(Probe(step.load, seconds, variant))
+                now += seconds
+        return probes
 
 
 # ---- the kinds that are not tables
@@ -214,7 +227,7 @@ def write_model(path: Path, law: Linear, limits: Limits, about: str) -> None:
 
 def find_model(name: str) -> Model:
     """By a file (.json of `calibrate`, .csv of a table, `FILE:COLUMN` where it has several), by the name of one in
-    simulator/data, or as `GPU:SHAPE` for a roofline. Raises ModelError."""
+    simulator/data (`ceng523`: three variants of a model), or as `GPU:SHAPE` for a roofline. Raises ModelError."""
     first, _, second = name.partition(":")
     if first in GPUS:
         if second not in SHAPES:
@@ -223,6 +236,8 @@ def find_model(name: str) -> Model:
         return Model(Roofline(GPUS[first], SHAPES[second]), Limits(max_batch_size=256, num_blocks=16384), about)
     for path in (Path(first), DATA / first, DATA / f"{first}.json", DATA / f"{first}.csv"):
         if path.is_file():
+            if path.samefile(CENG523):
+                return _ceng523(second)
             return _read_table(path, second) if path.suffix == ".csv" else _read_model(path)
     raise ModelError(f"--model {name}: there is no such file, and no such name; there are {', '.join(known_models())}")
 
@@ -260,12 +275,25 @@ def _read_model(path: Path) -> Model:
         limits = Limits(**given)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: limits: {error}") from None
+    if len(limits.variants) > 1:
+        raise ModelError(f"{path}: limits: variants: one law is that of one variant, not of {len(limits.variants)}")
     law = Linear(tuple(float(b) for b in numbers), tuple(float(b) for b in single))
     return Model(law, limits, str(value.get("about") or path.stem))
 
 
 def _at_least_0(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value < inf
+
+
+def _ceng523(column: str) -> Model:
+    """All variants of the project, from which a policy may choose; or one of them alone."""
+    if column and column not in CENG523_COLUMNS:
+        raise ModelError(f"--model ceng523:{column}: there is no such variant; there are {', '.join(CENG523_COLUMNS)}")
+    chosen = [place for place, name in enumerate(CENG523_COLUMNS) if column in ("", name)]
+    tables, names = [ceng523()[place] for place in chosen], [CENG523_VARIANTS[place] for place in chosen]
+    limits = Limits(max_batch_size=tables[0].largest, variants=names)
+    about = f"ceng523: {', '.join(names)}; its requests have one prompt token and one to generate"
+    return Model(StepTimeTable(tables), limits, about, tables)
 
 
 def _read_table(path: Path, column: str) -> Model:

@@ -16,6 +16,7 @@ from batching.step_time import Load, StepTime
 
 CENG523 = Path(__file__).parent / "data" / "ceng523.csv"
 CENG523_VARIANTS = ("LLM-1", "LLM-2", "LLM-3")  # the most accurate first
+CENG523_COLUMNS = ("llm_1_ms", "llm_2_ms", "llm_3_ms")  # of the file, in the same order
 PREPROCESSING_MS, POSTPROCESSING_MS = 2.0, 1.0  # of a batch, whatever its size
 
 
@@ -42,8 +43,9 @@ def ceng523() -> list[Table]:
     with CENG523.open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     fixed = PREPROCESSING_MS + POSTPROCESSING_MS
-    columns = ("llm_1_ms", "llm_2_ms", "llm_3_ms")
-    return [Table({int(row["batch_size"]): row[name] + row["communication_ms"] + fixed for row in rows}) for name in columns]
+    return [
+        Table({int(row["batch_size"]): row[name] + row["communication_ms"] + fixed for row in rows}) for name in CENG523_COLUMNS
+    ]
 
 
 class StepTimeTable:

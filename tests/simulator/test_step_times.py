@@ -3,18 +3,28 @@
 import json
 import random
 from dataclasses import replace
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from batching.policies.deadline import Deadline
 from batching.policies.dynamic import Dynamic
+from batching.policies.sarathi import Sarathi
 from batching.policy import Limits
 from batching.request import Request
 from batching.step import Row, Step
+from batching.step_time import FEWEST as FEWEST_TO_PREDICT
 from batching.step_time import Load, Probe
-from simulator.step_times import GPUS, SHAPES, Linear, ModelError, Roofline, Uneven, errors, find_model, fit, write_model
-from simulator.virtual import simulate
+from model.probe import probe
+from simulator.plans import Lengths, poisson_plan
+from simulator.results import table
+from simulator.simulation import run
+from simulator.step_times import GPUS, SHAPES, Linear, Model, ModelError, Roofline, Uneven, errors, find_model, fit, write_model
+from simulator.tables import CENG523_VARIANTS, StepTimeTable, Table
+from simulator.virtual import VirtualClock, VirtualExecutor, simulate
 
 LAW = Linear((0.004, 0.0003, 0.0009, 2e-6, 5e-7))
 
@@ -112,6 +122,38 @@ def test_a_slow_stretch_of_the_machine_delays_what_meets_it_whatever_its_size():
     assert seconds(half, 1.0) == pytest.approx(3.0), "half a second of work in the same stretch, now six times as slow"
 
 
+HALF = Linear(tuple(b / 2 for b in LAW.coefficients))
+KINDS = {
+    "law": LAW,
+    "uneven": Uneven(LAW, [Probe(Load.of([(5, 0)]), 0.01 * (1 + i % 7)) for i in range(50)]),
+    "roofline": Roofline(GPUS["T4"], SHAPES["gpt2"]),
+    "table": StepTimeTable([Table({1: 10.0, 16: 20.0})]),
+    "two variants": lambda step: (LAW, HALF)[step.variant](step),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_simulated_engine_has_measured_what_a_real_one_measures_before_its_first_request(kind: str):
+    limits = Limits(max_batch_size=16, variants=("large", "small") if kind == "two variants" else ("default",))
+    probes = Model(KINDS[kind], limits, "").probes()
+    clock = VirtualClock()
+    real = probe(VirtualExecutor(clock, KINDS[kind]), limits)[1]
+    assert [(one.load, one.variant) for one in probes] == [(one.load, one.variant) for one in real]
+    assert all(one.seconds > 0 for one in probes)
+    if kind != "uneven":  # a real one meets another stretch of the machine
+        assert [one.seconds for one in probes] == pytest.approx([one.seconds for one in real])
+    for variant in range(len(limits.variants)):
+        assert sum(one.variant == variant for one in probes) >= FEWEST_TO_PREDICT
+
+
+def test_sarathi_keeps_its_limit_from_the_first_step_of_a_simulation_on():
+    model = Model(LAW, Limits(tbt_slo_ms=60.0), "")
+    found = run(Sarathi, model, poisson_plan(20, inf, Lengths(300, 400), Lengths(8, 8)), watched=True)
+    assert found.steps is not None
+    assert len(found.steps) > 30
+    assert 45 < max(step["ms"] for step in found.steps[:8]) <= 60
+
+
 def test_a_model_file_gives_back_what_was_written(tmp_path: Path):
     path = tmp_path / "engine.json"
     write_model(path, LAW, Limits(max_batch_size=7, num_blocks=99), "a machine")
@@ -141,6 +183,7 @@ def test_a_model_file_keeps_the_law_of_single_decodes(tmp_path: Path):
         ({"limits": {"max_batch_size": 0}}, "limits: max_batch_size: must be at least 1"),
         ({"limits": {"num_blocks": "many"}}, "limits: .* not supported between instances of 'str' and 'int'"),
         ({"limits": [1]}, "limits must be an object"),
+        ({"limits": {"variants": ["large", "small"]}}, "limits: variants: one law is that of one variant, not of 2"),
     ],
 )
 def test_a_model_file_that_will_not_do_is_named_with_its_field(tmp_path: Path, change: dict, told: str):
@@ -164,6 +207,27 @@ def test_a_table_of_several_columns_is_read_by_the_name_of_one(tmp_path: Path):
     path.write_text("batch,ms\n1,ten\n")
     with pytest.raises(ModelError, match="every line must have a batch size"):
         find_model(str(path))
+
+
+def test_the_ceng523_project_is_a_model_of_three_variants_or_one_of_them_alone():
+    model = find_model("ceng523")
+    assert model.limits.variants == CENG523_VARIANTS
+    assert model.limits.max_batch_size == 64
+    steps = [replace(step_of(*[(1, 0)] * 8), variant=variant) for variant in range(3)]
+    assert [model.step_time(step) for step in steps] == pytest.approx([0.047, 0.037, 0.022]), "with communication and the rest"
+    alone = find_model("ceng523:llm_3_ms")
+    assert (alone.limits.variants, alone.step_time(steps[0])) == (("LLM-3",), pytest.approx(0.022))
+    with pytest.raises(ModelError, match="ceng523:communication_ms: there is no such variant; there are llm_1_ms, llm_2_ms"):
+        find_model("ceng523:communication_ms")
+
+
+def test_in_the_ceng523_project_a_policy_chooses_the_variant_by_what_it_knows_of_each():
+    late = partial(Deadline.from_arguments, {"deadline_ms": 100})
+    found = run(late, find_model("ceng523"), poisson_plan(2000, 350.0, Lengths(1, 1), Lengths(1, 1)))
+    served = found.engine["requests_by_variant"]
+    assert sum(served.values()) == len(found.columns.output) > 1900
+    assert served["2"] > served["1"] > 0
+    assert f"{served['2']} x LLM-3" in table([found])
 
 
 def test_an_unknown_model_is_told_what_there_is():
