@@ -29,7 +29,7 @@ TIMEOUT_S = 30.0
 NOT_SIMULATED = ("cancel", "switch", "drain", "failed step")  # what a log may hold beside requests
 EXPIRED = ("deadline_exceeded", "deadline_missed")  # how a request ends that its deadline ended
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the steps made here
-EACH = 2  # requests of each of them
+EACH = 1  # request of each of them
 LONG_S = 10.0  # all over again until they took so long: a small model's steps are over in a moment of the machine's mood
 
 

@@ -112,14 +112,19 @@ def on_engine(
     law: Linear | None,
     told: Callable[[str], None],
 ) -> tuple[Validation, Linear]:
-    """`runs` real runs of the plan beside simulated ones. Without a `law` it is fitted to steps made before each of them, since
-    a machine's speed changes from minute to minute; and each of as many simulated runs has the unevenness of one of these."""
+    """`runs` real runs of the plan beside simulated ones. Without a `law` it is fitted to steps made before each of them and
+    after the last, since a machine's speed changes from minute to minute; and there is a simulated run with the unevenness of
+    each time that steps were made."""
     calibrations: list[list[Probe]] = []
     figures, measured, counts, differ = [], [], [], 0
-    for number in range(runs):
+
+    def calibrate() -> None:
         if law is None:
-            told(f"calibrating, {number + 1} of {runs}")
-            calibrations.append(make_steps(engine, number, lambda line: None))
+            told(f"calibrating, {len(calibrations) + 1} of {runs + 1}")
+            calibrations.append(make_steps(engine, len(calibrations), lambda line: None))
+
+    calibrate()
+    for number in range(runs):
         told(f"real run {number + 1} of {runs}")
         results = Results()
         real = engine.serve(make_policy(), plan, results.add)
@@ -128,6 +133,7 @@ def on_engine(
         measured.append(logged.seconds)
         counts.append(len(real.plans))
         differ += logged.plans != real.plans
+        calibrate()
     law = law or fit([step for calibration in calibrations for step in calibration])
     engines: list[StepTimeOf] = [Uneven(law, calibration) for calibration in calibrations] or [law]
     simulated = [_figures(run(make_policy, Model(one, engine.limits, engine.about), plan).columns) for one in engines]
