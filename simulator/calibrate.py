@@ -29,7 +29,6 @@ TIMEOUT_S = 30.0
 NOT_SIMULATED = ("cancel", "switch", "drain", "failed step")  # what a log may hold beside requests
 EXPIRED = ("deadline_exceeded", "deadline_missed")  # how a request ends that its deadline ended
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the steps made here
-EACH = 1  # request of each of them
 LONG_S = 10.0  # all over again until they took so long: a small model's steps are over in a moment of the machine's mood
 
 
@@ -175,7 +174,7 @@ def make_steps(engine: "RealEngine", seed: int, told: Callable[[str], None]) -> 
     rng = random.Random(seed)
     while sum(step.seconds for step in steps) < LONG_S:
         for users in [users for users in USERS if users < limits.max_batch_size] + [limits.max_batch_size]:
-            plan = Plan(EACH * users, partial(_mixture, EACH * users, limits, rng.random()), users)
+            plan = Plan(users, partial(_mixture, users, limits, rng.random()), users)
             logged = make_again(engine.serve(Dynamic(), plan).log)
             steps += logged.seconds
             told(f"{users} users: {len(logged.seconds)} steps")
