@@ -17,7 +17,7 @@ class Shape(NamedTuple):
     output: int = 0
 
     def around(self, req: Request) -> "Shape":
-        return Shape(max(self.prompt, req.remaining), max(self.output, req.max_tokens - req.num_generated))
+        return Shape(max(self.prompt, req.remaining), max(self.output, req.to_generate))
 
 
 def service_time(step_time: StepTime, rows: int, shape: Shape) -> float:

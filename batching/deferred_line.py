@@ -29,7 +29,7 @@ class DeferredLine:
         """Why `req` may wait no longer, or None."""
         if req is self._first and self._passes >= self._max_passes:
             return f"passed over in {self._passes} steps"
-        steps = req.max_tokens - req.num_generated + req.remaining // view.limits.token_budget
+        steps = req.to_generate + req.remaining // view.limits.token_budget
         needs = self._safety * steps * view.step_time.recent_s
         left = self._due(req) - now
         return f"due in {left:.1f} s, may need {needs:.1f} s" if needs >= left else None

@@ -130,6 +130,11 @@ class Request:
         return self.num_tokens - self.num_computed
 
     @property
+    def to_generate(self) -> int:
+        """Tokens that it may still generate."""
+        return self.max_tokens - self.num_generated
+
+    @property
     def kv_peak(self) -> int:
         """The most KV columns it can come to hold: its last generated token is never fed back."""
         return self.prompt_len + self.max_tokens - 1

@@ -45,7 +45,7 @@ def _line_up(waiting: Sequence[Request], block_size: int) -> dict[Request, int]:
     def decode_ratio(group: Group) -> float:
         members = [waiting[place] for place in group.members]
         prefill = sum(req.remaining for req in members) - (len(members) - 1) * group.depth * block_size
-        return sum(req.max_tokens - req.num_generated for req in members) / prefill
+        return sum(req.to_generate for req in members) / prefill
 
     groups = sorted(prefix_groups(paths), key=decode_ratio, reverse=True)
     return {waiting[place]: i for i, place in enumerate(place for group in groups for place in sorted(group.members))}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from batching.params import Params, choice, number
-from batching.policies.static import Static, rectangle, to_generate
+from batching.policies.static import Static, rectangle
 from batching.policy import Planner, View
 from batching.predictors import PREDICTORS
 from batching.request import Request
@@ -71,7 +71,7 @@ class SequenceScheduling(Static):
 
     def _micro_batch(self, window: list[Request], seats: int) -> tuple[list[Request], int]:
         """The shortest of the window, in order, and the length of their bucket."""
-        lengths = {req: to_generate(req) if req.preemptions else self.predictor.predict(req) for req in window}
+        lengths = {req: req.to_generate if req.preemptions else self.predictor.predict(req) for req in window}
         buckets = {req: ceil(length / self.params.bucket) for req, length in lengths.items()}
         window = sorted(window, key=lambda req: lengths[req])
         for bucket in sorted({*buckets.values()}):

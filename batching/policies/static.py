@@ -46,7 +46,7 @@ class Static(Policy):
     def start(self, plan: Planner, batch: Sequence[Request], longest: float = inf) -> int:
         """All prompts, each padded to the longest. Returns the width that outputs of at most `longest` tokens give it."""
         self.columns = max(req.remaining for req in batch)
-        width = self.columns + int(min(longest, max(to_generate(req) for req in batch))) - 1
+        width = self.columns + int(min(longest, max(req.to_generate for req in batch))) - 1
         for req in batch:
             plan.run(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
         return width
@@ -66,14 +66,10 @@ def rectangle(queue: Iterable[Request], limits: Limits, free_blocks: int, longes
     batch: list[Request] = []
     for req in queue:
         prompt, rows = max(prompt, req.remaining), len(batch) + 1
-        output = max(output, int(min(longest, to_generate(req))))
+        output = max(output, int(min(longest, req.to_generate)))
         blocks = rows * blocks_for(prompt + output - 1, limits.block_size)
         too_wide = prompt + output > limits.max_context or rows * prompt > limits.max_prefill_tokens
         if rows > limits.max_batch_size or too_wide or blocks > free_blocks:
             break
         batch.append(req)
     return batch
-
-
-def to_generate(req: Request) -> int:
-    return req.max_tokens - req.num_generated
