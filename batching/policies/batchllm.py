@@ -12,35 +12,32 @@ groups in a row), predicted output lengths (`max_tokens` stands for them), prior
 in one batch see `mixed`.
 """
 
-from collections.abc import Sequence
-
-from batching.blocks import chain
-from batching.policy import Planner, Policy, View, shareable
+from batching.policy import Plan, Policy, RequestView, View
 from batching.prefix_tree import Group, prefix_groups
-from batching.request import Request
 
 
 class BatchLLM(Policy):
     def __init__(self, params: object = None) -> None:
         super().__init__(params)
-        self._order: dict[Request, int] = {}  # places in the line, by group
+        self._order: dict[RequestView, int] = {}  # places in the line, by group
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         for req in sorted(view.resident, key=lambda req: req.remaining):  # decodes, then what is left of prompts
             plan.run(req)
         if not view.waiting or any(req not in self._order for req in view.waiting):
-            self._order = _line_up(view.waiting, view.limits.block_size)
+            self._order = _line_up(view)
         for req in sorted(view.waiting, key=self._order.__getitem__):
             if not plan.prefix_coming(req) and not plan.run(req, reserve=req.kv_peak):
                 break
         return plan
 
 
-def _line_up(waiting: Sequence[Request], block_size: int) -> dict[Request, int]:
+def _line_up(view: View) -> dict[RequestView, int]:
     """The requests, group after group, those with the most decoding for their prefill first; by arrival within a group."""
-    paths = [chain(req.keys, req.tokens, block_size)[: shareable(req, block_size)] for req in waiting]
+    waiting, block_size = view.waiting, view.limits.block_size
+    paths = [view.prefix_keys(req) for req in waiting]
 
     def decode_ratio(group: Group) -> float:
         members = [waiting[place] for place in group.members]
