@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, jsonify
 
 from api.auth import teacher_only
 from api.errors import bad, read_body
-from api.fields import MAX_SEED, instead, number, read_json, whole
+from api.fields import instead, number, read_json, read_seed, whole
 from batching.loop import BatchingLoop, Engine
 from batching.random_streams import random_streams
 from batching.request import Priority, Refused, Request, SamplingParams
@@ -53,8 +53,8 @@ def read_burst(body: dict[str, Any], engine: Engine, now: float) -> list[Request
     if max(prompts) + max(outputs) > engine.limits.max_context:
         told = f"together with prompt_tokens at most {engine.limits.max_context} (the model's context)"
         raise bad("num_tokens", f"{told}, not {max(outputs)} + {max(prompts)}")
-    seed = whole(body, "seed", 0, 0, MAX_SEED)
-    rng = random.Random(seed)
+    seed = read_seed({"seed": 0} | body)
+    rng = random.Random(random_streams(seed, [[]])[0])  # of the seed itself it would take -5 for 5
     deferred = round((number(body, "deferred", 0.0, 0, 1) or 0.0) * count)
     kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (count - deferred)
     rng.shuffle(kinds)
