@@ -23,8 +23,9 @@ LEFT_OUT = pytest.StashKey[dict[str, Any]]()
 settings.register_profile("quick", max_examples=QUICK, deadline=None)
 settings.register_profile("thorough", max_examples=THOROUGH, deadline=None)
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as app.py does, and for its reason: the workers share the cores
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported: several processes share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
