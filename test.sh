@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs the tests: ./test.sh [--thorough] [pytest arguments]. Without pytest arguments: ruff, mypy and all tests, spread over the
 # cores, in the quick profile, which says at its end what it left out; --thorough leaves nothing out.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh test.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+cd "$here"
 source ./environment.sh
 
 make_environment requirements.txt client/requirements.txt requirements-light.txt requirements-dev.txt
