@@ -235,7 +235,8 @@ def test_where_something_is_new_to_be_installed_an_environment_that_cannot_be_wr
 def test_ctrl_c_while_it_installs_is_answered_by_a_line_and_the_next_start_goes_on(house: Path) -> None:
     master, terminal = pty.openpty()
     start = subprocess.Popen(
-        ["./server.sh", "dynamic"], cwd=house, env=environment(f"{house}/tools"), **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        ["./server.sh", "dynamic"], cwd=house, env=environment(f"{house}/tools"),
+        stdin=terminal, stdout=terminal, stderr=terminal,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(terminal)
