@@ -75,7 +75,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda doing: N
     cheaper = load_variants(loaded, settings.variants, settings.dtype, settings.device)
     usual = config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE
     slots = settings.max_batch_size or min(usual, settings.token_budget)
-    say("making room for the KV cache and trying a step; kernels that have to be compiled are kept for the next start")
+    say("trying a step, whose kernels are compiled once and kept")
     executor, limits = make_executor(
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb, cheaper
     )

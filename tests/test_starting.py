@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.read_only import bound, read_only
+
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
 PYTHON = sys._base_executable  # type: ignore[attr-defined] # not the one of an environment
@@ -198,20 +200,8 @@ def test_an_installation_that_fails_shows_what_the_installer_said_and_is_tried_a
 
 
 def start_where_folders_bind(house: Path) -> subprocess.CompletedProcess[str]:
-    """Root may write anywhere, unless that power is taken away."""
-    bound: list[str] = []
-    if os.getuid() == 0:
-        if not shutil.which("setpriv"):
-            pytest.skip("as root, setpriv (util-linux) is needed")
-        bound = ["setpriv", "--bounding-set", "-dac_override"]
-    modes = {folder: folder.stat().st_mode for folder in (house, house / ".venv") if folder.exists()}
-    for folder in modes:
-        folder.chmod(0o555)
-    try:
-        return call(*bound, "./server.sh", "dynamic", cwd=house)
-    finally:
-        for folder, mode in modes.items():
-            folder.chmod(mode)
+    with read_only(house, *house.glob(".venv")):
+        return call(*bound(), "./server.sh", "dynamic", cwd=house)
 
 
 def test_in_a_folder_that_cannot_be_written_it_says_so_and_does_not_speak_of_venv(house: Path) -> None:
