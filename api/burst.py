@@ -9,8 +9,9 @@ from flask import Blueprint, Response, current_app, jsonify
 
 from api.auth import teacher_only
 from api.errors import bad, read_body
-from api.fields import MAX_SEED, instead, number, read_json, whole
+from api.fields import instead, number, read_json, read_seed, whole
 from batching.loop import BatchingLoop, Engine
+from batching.random_streams import random_streams
 from batching.request import Priority, Refused, Request, SamplingParams
 
 FIELDS = ("requests", "prompt_tokens", "num_tokens", "deferred", "seed")
@@ -52,19 +53,22 @@ def read_burst(body: dict[str, Any], engine: Engine, now: float) -> list[Request
     if max(prompts) + max(outputs) > engine.limits.max_context:
         told = f"together with prompt_tokens at most {engine.limits.max_context} (the model's context)"
         raise bad("num_tokens", f"{told}, not {max(outputs)} + {max(prompts)}")
-    rng = random.Random(whole(body, "seed", 0, 0, MAX_SEED))
+    seed = read_seed({"seed": 0} | body)
+    rng = random.Random(random_streams(seed, [[]])[0])  # of the seed itself it would take -5 for 5
     deferred = round((number(body, "deferred", 0.0, 0, 1) or 0.0) * count)
     kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (count - deferred)
     rng.shuffle(kinds)
     text = engine.tokenizer.encode(TEXT)
-    return [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    requests = [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    for req, stream in zip(requests, random_streams(seed, [req.tokens for req in requests]), strict=True):
+        req.sampling = SamplingParams(TEMPERATURE, TOP_K, stream=stream)
+    return requests
 
 
 def _request(text: list[int], rng: random.Random, prompt: int, output: int, kind: Priority, now: float) -> Request:
     begin = rng.randrange(len(text))
     tokens = [text[(begin + i) % len(text)] for i in range(prompt)]
-    sampling = SamplingParams(TEMPERATURE, TOP_K, seed=rng.randrange(MAX_SEED))
-    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now, sampling=sampling)
+    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now)
 
 
 def _lengths(body: dict[str, Any], name: str, most: int) -> list[int]:

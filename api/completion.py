@@ -2,7 +2,6 @@
 a batch is read and answered by the same code.
 """
 
-import secrets
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from api.errors import ApiError, bad
-from api.fields import MAX_SEED, MAX_TEMPERATURE, check_prompt, instead, number, priority, stops, whole
+from api.fields import MAX_TEMPERATURE, check_prompt, instead, number, priority, read_seed, stops, whole
 from batching.loop import Engine
+from batching.random_streams import random_streams
 from batching.request import Priority, Request, SamplingParams
 from model.ending import Ending, TextStream
 from model.tokenizer import Tokenizer, text_of
@@ -171,7 +171,7 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
     if tier is not None and (not isinstance(tier, str) or tier not in TIERS):
         raise bad("service_tier", f"must be one of {', '.join(TIERS)}" + instead(body, "service_tier"))
     kind = priority(body)
-    seed = whole(body, "seed", secrets.randbits(62), 0, MAX_SEED - MAX_CHOICES)
+    streams = iter(random_streams(read_seed(body), prompts, n))
     sampling = SamplingParams(
         temperature=number(body, "temperature", 1.0, 0.0, MAX_TEMPERATURE) or 0.0,
         top_k=whole(body, "top_k", 0, 0, tokenizer.vocab_size),
@@ -184,7 +184,7 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
     choices: list[Choice] = []
     name = "cmpl-" + uuid.uuid4().hex
     for prompt in prompts:
-        for i in range(n):
+        for _ in range(n):
             ending = Ending(tokenizer, stop_strings, end_of_text=not ignore_eos, min_tokens=min_tokens)
             req = Request(
                 id=f"{name}-{len(choices)}",
@@ -192,7 +192,7 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
                 max_tokens=max(1, max_tokens),
                 priority=Priority.DEFERRED if tier == "flex" else kind,
                 arrival=now,
-                sampling=replace(sampling, seed=seed + i),
+                sampling=replace(sampling, stream=next(streams)),
                 stop=ending,
                 num_logprobs=logprobs,
                 prompt_logprobs=echo and logprobs is not None,

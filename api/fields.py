@@ -9,7 +9,8 @@ from batching.request import Priority
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 100
-MAX_SEED = 2**63 - 1
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+NO_SEED = -1
 LONGEST_TOKEN = 128  # bytes: no prompt of more than that times the context can fit
 
 
@@ -66,6 +67,12 @@ def whole(body: dict[str, Any], name: str, default: int | None, low: int, high: 
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise bad(name, f"must be a whole number between {low} and {high}" + instead(body, name))
     return value
+
+
+def read_seed(body: dict[str, Any]) -> int | None:
+    """Any int64, as OpenAI and vLLM have it; -1 asks for none, which is vLLM's way."""
+    seed = whole(body, "seed", None, MIN_SEED, MAX_SEED) if "seed" in body else NO_SEED
+    return None if seed == NO_SEED else seed
 
 
 def number(body: dict[str, Any], name: str, default: float | None, low: float, high: float) -> float | None:

@@ -1,12 +1,12 @@
 """The body of POST /inference."""
 
-import secrets
 import uuid
 from typing import Any
 
 from api.errors import bad
-from api.fields import MAX_SEED, MAX_TEMPERATURE, check_prompt, instead, number, priority, stops, whole
+from api.fields import MAX_TEMPERATURE, check_prompt, instead, number, priority, read_seed, stops, whole
 from batching.policy import Limits
+from batching.random_streams import random_streams
 from batching.request import Request, SamplingParams
 from model.ending import Ending
 from model.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def read_inference(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits, n
             temperature=number(body, "temperature", TEMPERATURE, 0.0, MAX_TEMPERATURE) or 0.0,
             top_k=whole(body, "top_k", TOP_K, 0, tokenizer.vocab_size),
             top_p=number(body, "top_p", 1.0, 1e-6, 1.0) or 1.0,
-            seed=whole(body, "seed", secrets.randbits(63), 0, MAX_SEED),
+            stream=random_streams(read_seed(body), [tokens])[0],
         ),
         stop=ending,
     )
