@@ -1,8 +1,8 @@
 """Offline batches with shared prefixes: BatchLLM (Zheng et al. 2024, arXiv 2412.03594).
 
 All that waits is known, so its prefixes are too: requests are grouped by the prefix that saves the most prefill
-(`prefix_tree.py`) and a group runs together, while the prefix is in memory; an LRU cache alone would often have evicted it
-before the next request of the group came along. Groups with much decoding for their prefill come first, so that their decodes
+(`support/prefix_tree.py`) and a group runs together, while the prefix is in memory; an LRU cache alone would often have evicted
+it before the next request of the group came along. Groups with much decoding for their prefill come first, so that their decodes
 fill the steps in which later groups prefill. Admission goes by KV memory: a request joins where all the memory it may come to
 need is free, so that nobody is preempted and no prefix computed twice; sequence slots bind only where the engine has too few.
 
@@ -12,8 +12,8 @@ groups in a row), predicted output lengths (`max_tokens` stands for them), prior
 in one batch see `mixed`.
 """
 
+from batching.policies.support.prefix_tree import Group, prefix_groups
 from batching.policy import Plan, Policy, RequestView, View
-from batching.prefix_tree import Group, prefix_groups
 
 
 class BatchLLM(Policy):

@@ -11,9 +11,9 @@ engine's step-time models. Left out: several devices, Proteus' linear program th
 from dataclasses import dataclass
 from math import inf
 
-from batching.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
 from batching.params import Params, number
 from batching.policies.static import Static, rectangle
+from batching.policies.support.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
 from batching.policy import Plan, RequestView, View
 
 LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in twenty is longer

@@ -1,5 +1,5 @@
 """Preemption between any two iterations by a skip-join multi-level feedback queue: FastServe (Wu et al. 2023, arXiv 2305.05920,
-sections 4.1 and 4.2). The queue itself is `batching/feedback_queue.py`.
+sections 4.1 and 4.2). The queue itself is `support/feedback_queue.py`.
 
 Nobody knows how long an output will be, so short jobs are found by trial: queue k grants `base_ms * 2^k` of running time, who
 has used that up goes one queue down, and higher queues run first. A request skips the queues whose quantum is shorter than its
@@ -13,8 +13,8 @@ run in one iteration, as in Orca.
 from dataclasses import dataclass
 
 from batching.blocks import blocks_for
-from batching.feedback_queue import FeedbackQueue
 from batching.params import Params, number
+from batching.policies.support.feedback_queue import FeedbackQueue
 from batching.policy import Plan, Policy, RequestView, View
 from batching.request import State
 from batching.step_time import Load

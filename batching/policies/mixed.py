@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from batching.deferred_line import DeferredLine
 from batching.params import Params, number
+from batching.policies.support.deferred_line import DeferredLine
 from batching.policy import Plan, Policy, RequestView, View
 from batching.request import Priority
 

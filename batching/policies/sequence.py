@@ -5,7 +5,7 @@ short end micro-batches are cut: requests whose predictions fall into one bucket
 runs as a rectangle, really padded as under `static`, that ends at its bucket's length at the latest. Who has not finished by
 then was predicted too short, and has failed; the failures of a window run again in a last batch.
 
-Left out: the language model as its own predictor (section 3; batching/predictors.py has what there is instead). A failure goes
+Left out: the language model as its own predictor (section 3; support/predictors.py has what there is instead). A failure goes
 on from the text that it has, computed as part of its prompt, where the paper generates all of it anew. A remainder that fills
 less than half of a batch joins the next bucket, as in the authors' code. Added is a time-out for windows that do not fill.
 """
@@ -15,8 +15,8 @@ from math import ceil
 
 from batching.params import Params, choice, number
 from batching.policies.static import Static, rectangle
+from batching.policies.support.predictors import PREDICTORS
 from batching.policy import Plan, RequestView, View
-from batching.predictors import PREDICTORS
 
 
 @dataclass(frozen=True)

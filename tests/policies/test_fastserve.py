@@ -5,10 +5,10 @@ import random
 import pytest
 
 from batching.driver import Driver
-from batching.feedback_queue import FeedbackQueue, first_queue
 from batching.policies.dynamic import Dynamic
 from batching.policies.fastserve import FastServe, FastServeParams
 from batching.policies.orca import Orca
+from batching.policies.support.feedback_queue import FeedbackQueue, first_queue
 from batching.policy import Limits, Policy
 from batching.request import Request
 from batching.scheduler import Scheduler
