@@ -2,7 +2,7 @@
 
 All that waits is known, so its prefixes are too: requests are grouped by the prefix that saves the most prefill
 (`support/prefix_tree.py`) and a group runs together, while the prefix is in memory; an LRU cache alone would often have evicted
-it before the next request of the group came along. Groups with much decoding for their prefill come first, so that their decodes
+it before the next request of the group came. Groups with much decoding for their prefill come first, so that their decodes
 fill the steps in which later groups prefill. Admission goes by KV memory: a request joins where all the memory it may come to
 need is free, so that nobody is preempted and no prefix computed twice; sequence slots bind only where the engine has too few.
 
