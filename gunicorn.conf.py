@@ -1,5 +1,6 @@
 """Gunicorn as this server needs it: one worker, which holds the model, and a thread for every request that may wait."""
 
+import faulthandler
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ worker_class = "gthread"
 threads = settings.threads
 worker_connections = settings.threads + 1000  # beyond the threads a connection waits to be read
 backlog = 2048
-timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck
+timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck, as in a call that keeps the GIL
 graceful_timeout = 30
 loglevel = "warning"
 proc_name = "batchlab"
@@ -50,6 +51,7 @@ def worker_exit(server, worker):
 
 def post_worker_init(worker):
     """On SIGTERM gunicorn closes the listener and waits for the requests; tell the batching loop to answer the queued ones."""
+    faulthandler.enable()  # a stuck worker is ended by SIGABRT, and says first what each thread was doing
     loop = worker.wsgi.extensions["batching"]
     close_listener = signal.getsignal(signal.SIGTERM)
 

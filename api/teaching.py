@@ -13,6 +13,7 @@ from api.waiting import HANG_UP_CHECK_S, run_all
 from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
+from batching.view import Overdue
 from config import Settings
 from model.ending import Ending
 from model.tokenizer import text_of
@@ -20,8 +21,19 @@ from model.tokenizer import text_of
 blueprint = Blueprint("teaching", __name__)
 
 
+class OneMode(OneOf):
+    """The modes, with the one whose file the server was started with."""
+
+    @property
+    def _values(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(POLICIES)
+
+    def __init__(self) -> None:
+        pass
+
+
 class ModeBody(Body):
-    mode: Annotated[str, OneOf(*POLICIES)]
+    mode: Annotated[str, OneMode()]
     params: Annotated[dict[str, Any], Field(description="of the policy: GET /mode says which", examples=[{}])] = {}
 
 
@@ -65,7 +77,7 @@ def reset_stats() -> Response:
 @blueprint.get("/mode")
 def get_mode() -> Response:
     settings: Settings = current_app.extensions["settings"]
-    modes = {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}
+    modes = {name: settings.params_of(name) for name in POLICIES}
     return jsonify(_loop().mode | {"modes": modes})
 
 
@@ -75,8 +87,8 @@ def put_mode() -> Response:
     loop, settings = _loop(), current_app.extensions["settings"]
     asked = check(ModeBody, read_json(read_body()))
     try:
-        policy = settings.make_policy(asked.mode, asked.params)
-    except ValueError as error:
+        policy = loop.in_time(lambda: settings.make_policy(asked.mode, asked.params))
+    except (ValueError, Overdue) as error:
         raise ApiError(400, f"params: {error}", "params", "invalid_value") from None
     taken_over = loop.switch(policy)
     while not taken_over.wait(HANG_UP_CHECK_S):

@@ -137,6 +137,16 @@ class BatchingLoop:
             self._post(apply)
         return done
 
+    def in_time(self, make: Callable[[], Policy]) -> Policy:
+        """What `make` gives, in the thread that calls; its code is the policy's. Raises Overdue."""
+        watchdog = Watchdog(self._policy_limit_s)
+        try:
+            return watchdog(make)
+        except Abandoned:
+            raise Overdue("a policy is made in time", f"it took longer than {self._policy_limit_s:g} s") from None
+        finally:
+            watchdog.stop()
+
     def reset_stats(self) -> None:
         with self._condition:
             driver = self._available()

@@ -175,7 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", metavar="TEXT", help="send this one request and print its completion; needs --numtokens")
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument
-    add("--modes", type=_modes, metavar="A,B", help="modes to compare, with commas (default: the one the server is in)")
+    add(
+        "--modes",
+        type=_modes,
+        metavar="A,B",
+        help="modes to compare, with commas (default: the one the server is in)",
+    )
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -284,7 +289,7 @@ def _number(text: str) -> float:
 
 
 def _modes(text: str) -> list[str]:
-    modes = [mode.strip() for mode in text.split(",")]
+    modes = [mode.strip().removesuffix(".py").rpartition("/")[2] for mode in text.split(",")]  # a policy's file by its name
     if not all(modes) or len(set(modes)) < len(modes):
         raise argparse.ArgumentTypeError(f"must be different names with commas between them, not {text!r}")
     return modes

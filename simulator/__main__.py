@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
+from batching.policy_file import make, mode_named
 from simulator.calibrate import LogError, busy_steps, make_again, make_steps, read_log, read_steps
 from simulator.plans import Lengths, Plan, PlanError, poisson_plan, read_plan
 from simulator.results import Run, everything, table
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help="serve a plan in virtual time, with one policy or several after another")
-    parser.add_argument("--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}")
+    parser.add_argument(
+        "--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}, or of files (mine.py)"
+    )
     _add_workload(parser)
     parser.add_argument(
         "--model",
@@ -286,10 +289,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     """A maker for each of --policy. An argument goes to every policy that has a parameter of that name."""
-    names = [name.strip() for name in args.policy.split(",")]
-    for name in names:
-        if name not in POLICIES:
-            raise Wrong(f"--policy: there is no {name!r}; there are {', '.join(POLICIES)}")
+    try:
+        names = [mode_named(name.strip()) for name in args.policy.split(",")]
+    except ValueError as error:
+        raise Wrong(f"--policy: {error}") from None
     if len(set(names)) < len(names):
         raise Wrong("--policy: a name stands there twice")
     given = _pairs("--policy-arg", args.policy_arg)
@@ -302,7 +305,7 @@ def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     for name in names:
         own = {key: value for key, value in given.items() if key in known[name]}
         try:
-            POLICIES[name].from_arguments(own)
+            make(name, own)
         except ValueError as error:
             raise Wrong(f"--policy-arg: {error}") from None
         makers.append(partial(POLICIES[name].from_arguments, own))

@@ -1,10 +1,11 @@
 """Offline batches with shared prefixes: BatchLLM (Zheng et al. 2024, arXiv 2412.03594).
 
 All that waits is known, so its prefixes are too: requests are grouped by the prefix that saves the most prefill
-(`support/prefix_tree.py`) and a group runs together, while the prefix is in memory; an LRU cache alone would often have evicted
-it before the next request of the group came. Groups with much decoding for their prefill come first, so that their decodes
-fill the steps in which later groups prefill. Admission goes by KV memory: a request joins where all the memory it may come to
-need is free, so that nobody is preempted and no prefix computed twice; sequence slots bind only where the engine has too few.
+(`support/prefix_tree.py`) and a group runs together, while the prefix is in memory; an LRU cache alone would often have
+evicted it before the next request of the group came along. Groups with much decoding for their prefill come first, so that
+their decodes fill the steps in which later groups prefill. Admission goes by KV memory: a request joins where all the memory
+it may come to need is free, so that nobody is preempted and no prefix computed twice; sequence slots bind only where the
+engine has too few.
 
 The first of a group computes the prefix, the others join when it is in the cache. Left out: the attention kernel that reads a
 prefix once for the whole group, keeping a prefix for the rest of its group against all others (here LRU is relied upon, with
