@@ -315,7 +315,7 @@ def _setting(name: str) -> str:
     """From the environment, else from client/.env, else empty."""
     value = os.environ.get(name)
     if value is None:
-        value = dotenv_values(ENV_FILE).get(name)
+        value = dotenv_values(ENV_FILE, encoding="utf-8-sig").get(name)
     return (value or "").strip()
 
 

@@ -229,7 +229,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """A plan that was written, or made by other means. Raises PlanError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -102,7 +102,7 @@ def test_modes_may_have_spaces_after_the_commas() -> None:
 
 
 def test_the_example_env_file_names_what_is_read() -> None:
-    example = Path(arguments.__file__).with_name(".env.example").read_text()
+    example = Path(arguments.__file__).with_name(".env.example").read_text(encoding="utf-8")
     assert "IP=" in example
     assert "API_KEY=" in example
 
