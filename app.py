@@ -22,7 +22,7 @@ from flask import Flask
 
 import config
 from api import auth, batches, burst, dashboard, errors, files, metrics, openai, teaching, watching
-from api.completion import read_completion
+from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
 from jobs.errors import StoreError

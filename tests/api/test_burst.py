@@ -56,15 +56,15 @@ def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
         ("requests", 0, "between 1 and 2000"),
         ("requests", 2001, "between 1 and 2000"),
         ("requests", None, "between 1 and 2000"),
-        ("prompt_tokens", [], "a list of up to 32"),
-        ("prompt_tokens", [1] * 33, "a list of up to 32"),
+        ("prompt_tokens", [], "a list of at most 32"),
+        ("prompt_tokens", [1] * 33, "a list of at most 32"),
         ("prompt_tokens", [0], "between 1 and 511"),
         ("num_tokens", "8", "between 1 and 511"),
         ("num_tokens", [True], "between 1 and 511"),
         ("num_tokens", 510, "at most 512"),
         ("deferred", 1.1, "between 0 and 1"),
         ("seed", 2**63, f"between {-(2**63)} and"),
-        ("length", 5, "there are: requests"),
+        ("length", 5, "allowed: requests"),
     ],
 )
 def test_a_field_that_will_not_do_is_named_with_its_limit(server: Server, field: str, value: Any, limit: str) -> None:
