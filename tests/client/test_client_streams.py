@@ -204,7 +204,7 @@ def test_a_plan_read_from_its_file_is_the_plan(tmp_path: Path) -> None:
     marked = b"\xef\xbb\xbf" + (tmp_path / "plan.json").read_bytes()  # as some editors save it
     (tmp_path / "plan.json").write_bytes(marked)
     assert read_plan(tmp_path / "plan.json") == plan
-    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["requests"][0].keys() >= {
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8-sig"))["requests"][0].keys() >= {
         "at_s",
         "prompt",
         "num_tokens",
