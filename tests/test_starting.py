@@ -295,7 +295,7 @@ def test_with_a_gpu_the_usual_index_has_the_build_for_it(index: socket.socket, t
     assert (done.stdout, done.stderr) == ("/\n", "")
 
 
-def test_a_long_load_says_what_it_is_doing_until_it_ends_or_fails(
+def test_a_long_load_says_what_it_is_doing_until_it_ends(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(app, "SAY_EVERY_S", 0.01)
@@ -308,13 +308,12 @@ def test_a_long_load_says_what_it_is_doing_until_it_ends_or_fails(
             assert time.monotonic() < until, said
             said += capfd.readouterr().err
 
-    with pytest.raises(OSError, match="no weights"), app.Progress() as say:
+    with app.Progress() as say:
         say("reading gpt2")
         wait_for("s: reading gpt2 (Ctrl-C stops the server)\n")
         say("trying a step")
         wait_for("s: trying a step\n")
-        raise OSError("no weights")
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "progress"] or [None]
-    if thread:
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
+    for thread in threading.enumerate():
+        if thread.name == "progress":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
