@@ -153,3 +153,12 @@ def test_a_run_as_asked_for_is_marked_nowhere(stub: Stub, tmp_path: Path, capsys
     assert " !" not in capsys.readouterr().out
     assert "Do not compare" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [mode["doubts"] for mode in saved(tmp_path)] == [[], []]
+
+
+def test_of_several_arrivals_the_page_says_it_at_its_top(stub: Stub, tmp_path: Path) -> None:
+    stub.instances = ["one", "two"]
+    line = ["--url", stub.url, "--numsamples", "4", "--arrivals", "low", "high", "--duration", "0.1", "--modes", "static"]
+    assert main([*line, "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Do not compare: the figures of static are not what the name says</h1>" in page
+    assert page.count("<td class=apart>static !</td>") == 2 * 2

@@ -207,7 +207,7 @@ def test_a_single_prompt_prints_its_completion_and_its_times(stub: Stub, capsys:
     shown = capsys.readouterr().out
     assert shown.startswith("Once upon a time was quiet.\n")
     assert "3 tokens in mode dynamic" in shown
-    assert "first token after 0.010 s" in shown
+    assert "server TTFT 0.010 s" in shown
     assert stub.bodies["dynamic"] == [{"prompt": "Once upon a time", "num_tokens": 3, "priority": "immediate", "seed": 0}]
 
 
