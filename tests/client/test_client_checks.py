@@ -148,6 +148,16 @@ def test_two_servers_behind_one_address_mark_every_mode(stub: Stub, tmp_path: Pa
         assert {answer["answered_by"] for answer in mode["answers"]} == {"one", "two"}
 
 
+def test_two_servers_whose_step_records_overlap_do_not_hold_the_client_up(stub: Stub, tmp_path: Path) -> None:
+    stub.instances = ["one", "two"]
+    cells = {"end": 100.0, "ms": 1.0, "cells": "d", "new": [], "gone": [], "queue": 0, "running": 1}
+    stub.steps = [cells | {"id": 5}]
+    stub.first_again = True
+    go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path))
+    assert [mode["steps"] for mode in saved(tmp_path)] == [None, None]
+    assert "no step records (GET /steps) of a single server" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_run_as_asked_for_is_marked_nowhere(stub: Stub, tmp_path: Path, capsys: Any) -> None:
     go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path))
     assert " !" not in capsys.readouterr().out
