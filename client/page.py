@@ -13,7 +13,9 @@ from answers import ModeRun, Stream
 from checks import doubts, label
 from metrics import APART, beside_the_server, summary
 from tables import (
+    LEGEND,
     MARKED,
+    SIMULATED_LEGEND,
     SIMULATED_STREAMED,
     STREAMED,
     Grid,
@@ -76,6 +78,7 @@ def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[s
         *(f"<p class=warning>{escape(line)}</p>" for line in (*warnings(runs), *plan.notes)),
         _html(overview(runs), 2, bold=True),
         *([f"<p class=quiet>{escape(MARKED)}</p>"] if any(doubts(run) for run in runs) else []),
+        f"<p class=quiet>{escape(SIMULATED_LEGEND if simulated(runs) else LEGEND)}</p>",
         *(f"<p class=quiet>{escape(line)}</p>" for line in _unrecorded(runs)),
         *images,
         "<h3>All times, in seconds</h3>",
