@@ -100,7 +100,8 @@ class Completion:
         data = choice.ending.said(output, req.finish_reason if output else None)
         text = text_of(self.tokenizer.bytes_of(self._prompt(req)) + data)
         reason = req.finish_reason if output else "length"
-        return {"index": index, "text": text, "logprobs": self._logprobs(req, output, Reported()), "finish_reason": reason}
+        logprobs = self._logprobs(req, output, Reported())
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "mode": req.mode}
 
     def _piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
         req = choice.request
@@ -114,7 +115,9 @@ class Completion:
         text = choice.stream.piece(output, reason)
         if not text and reason is None:
             return None
-        return {"index": index, "text": text, "logprobs": self._logprobs(req, output, choice.reported), "finish_reason": reason}
+        logprobs = self._logprobs(req, output, choice.reported)
+        piece = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return piece | ({"mode": req.mode} if reason else {})
 
     def _logprobs(self, req: Request, output: list[int], reported: Reported) -> dict[str, Any] | None:
         """OpenAI's four lists, over an echoed prompt and the drawn tokens, those of a stop included, from the first that is not
