@@ -12,12 +12,12 @@ from batching.request import Logprob, Request
 from model.ending import Ending, TextStream
 from model.tokenizer import GPT2_PATTERN, Tokenizer
 
-PIECES = [b"the ", b"END", b" of", *("日本é\U0001f642".encode()[i : i + 2] for i in range(0, 12, 2)), b"\xff"]
+PIECES = [b"the ", b"END", b" of", *("日本é\U0001f642".encode()[i : i + 2] for i in range(0, 12, 2))]
 RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, piece in enumerate(dict.fromkeys(PIECES))}
 VOCABULARY = Tokenizer(
     "pieces", tiktoken.Encoding("pieces", pat_str=GPT2_PATTERN, mergeable_ranks=RANKS, special_tokens={"<|end|>": len(RANKS)})
 )
-tokens = st.lists(st.sampled_from([*(RANKS[piece] for piece in RANKS if len(piece) > 1), 0xE6, 0x97, 0xA5, 65]), max_size=12)
+tokens = st.lists(st.sampled_from([*(RANKS[piece] for piece in RANKS if len(piece) > 1), 0xE6, 0x97, 0xA5, 0xFF, 65]), max_size=12)
 
 
 def completion(req: Request, stops: list[str], echo: bool, logprobs: int | None, max_tokens: int) -> Completion:
