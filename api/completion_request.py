@@ -110,7 +110,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
                 num_logprobs=asked.logprobs,
                 prompt_logprobs=asked.echo and asked.logprobs is not None,
             )
-            choices.append(Choice(req, ending, TextStream(ending)))
+            choices.append(Choice(req, ending, TextStream(ending, tokenizer.bytes_of(prompt) if asked.echo else b"")))
     return Completion(
         id=name,
         model=served,
@@ -147,7 +147,7 @@ def _check_together(asked: CompletionBody, prompts: list[list[int]], engine: Eng
     if asked.stream_options.include_usage and not asked.stream:
         raise bad("stream_options", "only with stream: true")
     for prompt in prompts:
-        if len(prompt) + max(1, asked.max_tokens) > context:
+        if len(prompt) + asked.max_tokens > context:
             named = "prompt" if len(prompt) >= context else "max_tokens"
             told = (
                 f"{named}: the prompt has {len(prompt)} tokens and max_tokens is {asked.max_tokens}; together at most {context}"

@@ -54,15 +54,18 @@ class Ending:
 
 
 class TextStream:
-    """The text of a growing output in pieces: never a byte that a stop could take back, never half a character."""
+    """The text of a growing output in pieces, `before` it what it continues: never a byte that a stop could take back, never
+    half a character."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, before: bytes = b"") -> None:
         self._ending = ending
+        self._before = before
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._sent = 0
 
     def piece(self, output: Sequence[int], finish_reason: str | None) -> str:
         """What has become certain since the last call; all of it once there is a `finish_reason`."""
         data = self._ending.said(output, finish_reason) if finish_reason else self._ending.certain(output)
-        new, self._sent = data[self._sent :], max(self._sent, len(data))
+        new, self._sent = self._before + data[self._sent :], max(self._sent, len(data))
+        self._before = b""
         return self._decoder.decode(new)

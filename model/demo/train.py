@@ -91,7 +91,7 @@ def main() -> None:
         "held_out_bits_per_byte": round(total, 4),
         "by_book": {name: round(loss, 4) for name, loss in losses.items()},
     }
-    (args.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "training.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 def train_vocabulary(texts, size: int, path: Path) -> None:
@@ -176,7 +176,7 @@ def save(model, out: Path) -> None:
         "layer_norm_epsilon": model.config.layer_norm_epsilon,
         "bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id,
     }  # fmt: skip
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     tensors = {n: p.detach().to(torch.float16).contiguous() for n, p in model.transformer.named_parameters()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 

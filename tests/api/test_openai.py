@@ -289,3 +289,14 @@ def test_a_failure_before_the_first_token_has_its_own_status(serve: Callable[...
     answer = server.client.post("/v1/completions", json={"model": "demo", "prompt": PROMPT, "stream": True})
     assert answer.status_code == 500
     assert answer.get_json()["error"]["code"] == "step_failed"
+
+
+def test_a_prompt_that_fills_the_context_is_scored_without_a_token_more(client: openai.OpenAI) -> None:
+    full = [5] * 512
+    scored = complete(client, full, echo=True, max_tokens=0, logprobs=0)
+    assert len(scored.choices[0].logprobs.token_logprobs) == 512
+    assert scored.usage.completion_tokens == 0
+    with pytest.raises(openai.BadRequestError, match="the prompt has 513 tokens and max_tokens is 0; together at most 512"):
+        complete(client, [*full, 5], echo=True, max_tokens=0)
+    with pytest.raises(openai.BadRequestError, match="the prompt has 512 tokens and max_tokens is 1; together at most 512"):
+        complete(client, full, echo=True, max_tokens=1)

@@ -201,7 +201,10 @@ def test_a_plan_read_from_its_file_is_the_plan(tmp_path: Path) -> None:
     )
     write_plan(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
-    assert json.loads((tmp_path / "plan.json").read_text())["requests"][0].keys() >= {
+    marked = b"\xef\xbb\xbf" + (tmp_path / "plan.json").read_bytes()  # as some editors save it
+    (tmp_path / "plan.json").write_bytes(marked)
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8-sig"))["requests"][0].keys() >= {
         "at_s",
         "prompt",
         "num_tokens",
@@ -234,7 +237,7 @@ def test_arrivals_are_drawn_by_seed_and_lengths_move_none_of_them() -> None:
 def test_a_bad_request_in_a_plan_is_named(change: dict[str, object], word: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(path, make_plan(Workload(3, output_lengths=(5,))))
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text(encoding="utf-8"))
     value["requests"][1] |= change
     path.write_text(json.dumps(value))
     with pytest.raises(PlanError, match=word):
