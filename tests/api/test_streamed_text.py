@@ -17,7 +17,9 @@ RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, pi
 VOCABULARY = Tokenizer(
     "pieces", tiktoken.Encoding("pieces", pat_str=GPT2_PATTERN, mergeable_ranks=RANKS, special_tokens={"<|end|>": len(RANKS)})
 )
-tokens = st.lists(st.sampled_from([*(RANKS[piece] for piece in RANKS if len(piece) > 1), 0xE6, 0x97, 0xA5, 0xFF, 65]), max_size=12)
+tokens = st.lists(
+    st.sampled_from([*(RANKS[piece] for piece in RANKS if len(piece) > 1), 0xE6, 0x97, 0xA5, 0xFF, 65]), max_size=12
+)
 
 
 def completion(req: Request, stops: list[str], echo: bool, logprobs: int | None, max_tokens: int) -> Completion:
