@@ -177,7 +177,7 @@ def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Complet
         top_k=whole(body, "top_k", 0, 0, tokenizer.vocab_size),
         top_p=number(body, "top_p", 1.0, 1e-6, 1.0) or 1.0,
         min_tokens=min_tokens,
-        not_yet=tokenizer.end_of_text if min_tokens else -1,
+        not_yet=tuple(tokenizer.ends) if min_tokens else (),
     )
     stop_strings = stops(body)
     ignore_eos = _truth(body, "ignore_eos")
@@ -236,7 +236,11 @@ def _prompts(body: dict[str, Any], tokenizer: Tokenizer, engine: Engine) -> list
     prompts = []
     for one in given or ():
         if isinstance(one, str):
-            tokens = tokenizer.encode(check_prompt(one, engine.limits)) or [tokenizer.end_of_text]
+            tokens = tokenizer.encode(check_prompt(one, engine.limits))
+            if not tokens:
+                if tokenizer.begin is None:
+                    raise bad("prompt", "must not be empty: this model has no token that begins a text")
+                tokens = [tokenizer.begin]
         elif isinstance(one, list) and one and all(map(_is_token, one)):
             tokens = one
             if not all(0 <= token < tokenizer.vocab_size for token in tokens):

@@ -17,7 +17,7 @@ from lengths import WORDS, draw_lengths, fit, read_lengths, words
 from workload import PlanError, Workload, make_plan, read_plan, write_plan
 
 from client import main
-from model.tokenizer import load_demo_tokenizer, load_gpt2_tokenizer
+from model.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
 SPANS = {"outer": st.sampled_from(sorted(OUTER)), "inner": st.sampled_from(sorted(INNER))}
 
@@ -185,7 +185,7 @@ def test_what_does_not_fit_the_context_is_cut_to_it(pair: tuple[int, int], expec
 
 
 def test_a_prompt_made_to_a_length_has_it_in_both_vocabularies() -> None:
-    tokenizer = load_demo_tokenizer(Path(__file__).parents[2] / "model" / "demo")
+    tokenizer = load_tokenizer(Path(__file__).parents[2] / "model" / "demo")
     draw = random.Random(0)
     for tokens in (1, 2, 7, 300):
         assert len(tokenizer.encode(words(tokens, draw))) == tokens

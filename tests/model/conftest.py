@@ -1,5 +1,6 @@
 """transformers' GPT-2 with every tensor random, saved to disk and read back by our loader: the oracle and its twin."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from model.checkpoint import config_of, load
 from model.gpt import GPT
+from model.tokenizer import Tokenizer, load_gpt2_tokenizer
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 128, "vocab_size": 211, "n_positions": 64}
 MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257, "n_positions": 1024}
@@ -46,6 +48,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Pa
 def medium(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Path]:
     folder = tmp_path_factory.mktemp("medium")
     return make_oracle(MEDIUM, folder), folder
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Tokenizer:
+    """GPT-2's vocabulary, where this machine has it."""
+    found = load_gpt2_tokenizer() if "TIKTOKEN_CACHE_DIR" in os.environ else None
+    if found is None:
+        pytest.skip("tiktoken's cache (TIKTOKEN_CACHE_DIR) does not hold GPT-2's vocabulary")
+    return found
 
 
 @pytest.fixture(scope="session")
