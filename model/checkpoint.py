@@ -106,7 +106,9 @@ def _check_names(path: Path, names: Collection[str], known: Collection[str], *, 
     for name in names:
         superfluous = name.endswith(".bias") and not bias and not MASKS.fullmatch(name)
         if name.startswith(OURS) and (name not in known or superfluous) and not MASKS.fullmatch(name):
-            raise CheckpointError(f"{path}: tensor {shown(name)[1:-1]} has no place in a GPT-2: merge adapters first")
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)[1:-1]} has no place in this model: if it is an adapter's, merge it first"
+            )
 
 
 def _read(weights: Weights, name: str, shape: torch.Size) -> torch.Tensor:

@@ -117,7 +117,7 @@ def read_config(path: Path) -> GPTConfig:
     epsilon = given.get("layer_norm_epsilon", 1e-5)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
         raise CheckpointError(f"{path}: layer_norm_epsilon must be a number between 0 and 1, not {shown(epsilon)}")
-    sizes = {field: given[key] for key, field in SIZES.items() if key in given}
+    sizes = {key: given[key] for key in SIZES if key in given}
     if sizes.get("n_inner", 1) is None:
         del sizes["n_inner"]
     shape = _sized(path, sizes)
@@ -138,10 +138,11 @@ def read_nanogpt(path: Path, given: Mapping[str, Any]) -> GPTConfig:
 
 def _sized(path: Path, sizes: Mapping[str, Any]) -> GPTConfig:
     """What is left out is as in GPT2Config: the smallest GPT-2."""
-    for field, size in sizes.items():
+    for key, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise CheckpointError(f"{path}: {field} must be a whole number of at least 1, not {shown(size)}")
-    config = replace(GPTConfig(n_layer=12, n_head=12, n_embd=768), **sizes)
+            raise CheckpointError(f"{path}: {key} must be a whole number of at least 1, not {shown(size)}")
+    fields = {SIZES.get(key, key): size for key, size in sizes.items()}
+    config = replace(GPTConfig(n_layer=12, n_head=12, n_embd=768), **fields)
     if config.n_embd % config.n_head:
         raise CheckpointError(f"{path}: n_embd {config.n_embd} cannot be split over n_head {config.n_head} heads")
     return config
@@ -159,8 +160,9 @@ def special_ids(folder: Path) -> tuple[tuple[int, ...], int | None]:
         end = given.get("eos_token_id")
         several = end if isinstance(end, list) else [] if end is None else [end]
         first = given.get("bos_token_id")
-        for key, token in (*(("eos_token_id", token) for token in several), ("bos_token_id", first)):
-            if isinstance(token, bool) or not isinstance(token, int | None):
+        known = [("eos_token_id", token) for token in several] + [("bos_token_id", first)] * (first is not None)
+        for key, token in known:
+            if isinstance(token, bool) or not isinstance(token, int):
                 raise CheckpointError(f"{folder / name}: {key} must be a token id, not {shown(token)}")
         ends = tuple(several) or ends
         begin = begin if first is None else first

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,19 +20,21 @@ MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257, "n_p
 transformers_logging.set_verbosity_error()
 
 
-def make_oracle(shape: dict[str, int], folder: Path) -> GPT2LMHeadModel:
-    """Biases and LayerNorm gains are random too, and queries and keys large, so that attention is peaked."""
+def make_oracle(shape: dict[str, Any], folder: Path) -> GPT2LMHeadModel:
+    """`shape`: of GPT2Config. Biases and LayerNorm gains are random too, and queries and keys large, so that attention is
+    peaked."""
     torch.manual_seed(1)
     with torch.device("meta"):
         oracle = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
     oracle.to_empty(device="cpu")
-    width = shape["n_embd"]
+    width, scaled = shape["n_embd"], shape.get("scale_attn_weights", True)
     with torch.no_grad():
         for name, tensor in oracle.named_parameters():
             gain = "ln_" in name and name.endswith("weight")
             tensor.normal_(float(gain), 0.02 if "wte" in name or "wpe" in name else 0.1 if tensor.ndim == 1 else width**-0.5)
             if name.endswith("c_attn.weight"):
-                tensor[:, : 2 * width] *= 2.0  # scores spread over several units: attention is peaked
+                # scores spread over several units, whatever they are divided by: attention is peaked
+                tensor[:, : 2 * width] *= 2.0 if scaled else 2.0 / (width / shape["n_head"]) ** 0.25
         oracle.tie_weights()
     oracle.eval()
     oracle.save_pretrained(folder)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
+from kernels.panels import INT8, llvm
 from model.checkpoint import load
 from model.checkpoint_config import ACTIVATIONS, HARMLESS, READ, UNSUPPORTED, CheckpointError, read_config, special_ids
 from model.device import kv_dtype
@@ -87,7 +88,7 @@ def test_so_they_are_in_the_dtypes_of_a_processor_whether_a_token_comes_alone_or
     oracle, folder = saved(case)
     model = twin(folder, torch.bfloat16 if dtype == "bf16" else torch.float32)
     lay_out(model, dtype)
-    if case == "wider MLP" and dtype == "int8" and torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_supported():
+    if case == "wider MLP" and dtype == "int8" and llvm.get_host_cpu_features().get(INT8.feature):
         assert isinstance(model.h[0], LaidOutBlock)
     tokens = prompts(SMALL["vocab_size"], [22])[0]
     wanted = expected(oracle, tokens)

@@ -12,8 +12,9 @@ from model.tokenizer import Tokenizer, text_of
 
 PIECES = [b"hel", b"lo, wo", b"rld", b". The ", b"END", b" of", b"\xe6\x97", b"\xa5\xe6\x9c", b"\xac", b"\n\n"]
 RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, piece in enumerate(PIECES)}
-END = len(RANKS)
-VOCABULARY = Tokenizer("pieces", tokenizers.Tokenizer(models.BPE()), (*RANKS, b"<|end|>"), frozenset([END, RANKS[b" of"]]), END)
+SAID = (*(bytes([byte]) for byte in range(256)), *PIECES, b"<|end|>")
+END = len(SAID) - 1
+VOCABULARY = Tokenizer("pieces", tokenizers.Tokenizer(models.BPE()), SAID, frozenset([END, RANKS[b" of"]]), END)
 
 
 def stops_after(stops: list[str], generated: list[bytes], prompt: list[bytes] | None = None) -> int | None:
