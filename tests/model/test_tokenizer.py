@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -94,7 +94,6 @@ def test_vocab_json_gives_the_ids_of_tiktokens_own_encoding(oracle: tiktoken.Enc
         assert ours.encode(text) == oracle.encode_ordinary(text)
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(max_size=80))
 def test_any_text_is_cut_as_tiktoken_does(oracle: tiktoken.Encoding, from_vocab_json: Tokenizer, text: str):
     assert from_vocab_json.encode(text) == oracle.encode_ordinary(text)
@@ -126,7 +125,6 @@ def test_a_damaged_cache_of_tiktoken_counts_as_none_and_nothing_is_fetched(
 # The demo model's vocabulary.
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(max_size=80))
 def test_the_demo_vocabulary_gives_any_text_back_as_it_was(text: str):
     tokens = DEMO_VOCABULARY.encode(text)
@@ -134,7 +132,6 @@ def test_the_demo_vocabulary_gives_any_text_back_as_it_was(text: str):
     assert all(0 <= token < DEMO_VOCABULARY.vocab_size for token in tokens)
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(st.sampled_from("a \u00e9\u65e5\u0915\U0001f600\U0001f469\u200d"), max_size=30))
 def test_a_text_decoded_token_by_token_only_ever_grows(text: str):
     tokens = DEMO_VOCABULARY.encode(text)
@@ -200,7 +197,6 @@ def test_the_demo_folder_is_a_tokenizer_for_transformers(huggingface):
     assert huggingface.decode(tokens) == text
 
 
-@settings(deadline=None, max_examples=500)
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda data: data.decode("utf-8", "replace"))))
 def test_transformers_cuts_any_text_as_the_server_does(huggingface, text: str):
     tokens = DEMO_VOCABULARY.encode(text)
@@ -326,7 +322,6 @@ def test_a_vocabulary_in_another_format_is_named(tmp_path: Path, name: str):
         load_tokenizer(tmp_path)
 
 
-@settings(deadline=None, max_examples=100)
 @given(place=st.integers(0, 100_000), data=st.binary(max_size=8), cut=st.booleans())
 def test_a_damaged_tokenizer_json_is_one_line_or_still_one(place: int, data: bytes, cut: bool):
     with tempfile.TemporaryDirectory() as folder:
