@@ -5,11 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 import requests
+
+from api.completion_request import read_completion
+from api.errors import ApiError
 
 from .server_process import ServerProcess, wait_for
 
@@ -289,3 +293,19 @@ def test_a_failure_before_the_first_token_has_its_own_status(serve: Callable[...
     answer = server.client.post("/v1/completions", json={"model": "demo", "prompt": PROMPT, "stream": True})
     assert answer.status_code == 500
     assert answer.get_json()["error"]["code"] == "step_failed"
+
+
+@pytest.mark.parametrize("prompt", ["", ["The", ""]])
+def test_an_empty_prompt_begins_a_document_where_the_model_has_a_token_for_that(engine: Any, prompt: Any) -> None:
+    body = {"model": "demo", "prompt": prompt}
+    assert read_completion(body, engine, 0.0).choices[-1].req.tokens == [2559]
+    without = engine._replace(tokenizer=replace(engine.tokenizer, begin=None))
+    with pytest.raises(ApiError, match="prompt: must not be empty: this model has no token that begins a text"):
+        read_completion(body, without, 0.0)
+
+
+def test_a_least_length_forbids_every_token_that_ends_a_text(engine: Any) -> None:
+    """A model may have several."""
+    two = engine._replace(tokenizer=replace(engine.tokenizer, ends=frozenset([7, 2559])))
+    sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].req.sampling
+    assert set(sampling.not_yet) == {7, 2559}
