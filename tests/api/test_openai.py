@@ -298,7 +298,7 @@ def test_a_failure_before_the_first_token_has_its_own_status(serve: Callable[...
 @pytest.mark.parametrize("prompt", ["", ["The", ""]])
 def test_an_empty_prompt_begins_a_document_where_the_model_has_a_token_for_that(engine: Any, prompt: Any) -> None:
     body = {"model": "demo", "prompt": prompt}
-    assert read_completion(body, engine, 0.0).choices[-1].req.tokens == [2559]
+    assert read_completion(body, engine, 0.0).choices[-1].request.tokens == [2559]
     without = engine._replace(tokenizer=replace(engine.tokenizer, begin=None))
     with pytest.raises(ApiError, match="prompt: must not be empty: this model has no token that begins a text"):
         read_completion(body, without, 0.0)
@@ -307,5 +307,5 @@ def test_an_empty_prompt_begins_a_document_where_the_model_has_a_token_for_that(
 def test_a_least_length_forbids_every_token_that_ends_a_text(engine: Any) -> None:
     """A model may have several."""
     two = engine._replace(tokenizer=replace(engine.tokenizer, ends=frozenset([7, 2559])))
-    sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].req.sampling
+    sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].request.sampling
     assert set(sampling.not_yet) == {7, 2559}
