@@ -200,8 +200,6 @@ def _check(settings: Settings) -> None:
             open(settings.input_log, "a", encoding="utf-8").close()
         except OSError as error:
             raise SettingError(f"--input-log: {settings.input_log} cannot be written: {error.strerror}") from None
-    if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
-        raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
     try:
         settings.make_policy(settings.mode, {})
     except ValueError as error:

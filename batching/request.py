@@ -41,8 +41,8 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stream: int = 0  # of random numbers, 64 bits: batching/random_streams.py
-    min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
-    not_yet: int = -1
+    min_tokens: int = 0  # before so many are generated, none of `not_yet` is drawn
+    not_yet: tuple[int, ...] = ()
 
 
 class Logprob(NamedTuple):

@@ -92,7 +92,6 @@ def test_a_truth_value_in_the_environment_is_checked() -> None:
         (["static", "--policy-arg", "batch_timeout_ms=-1"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["static", "--policy-arg", "batch_timeout_ms=nan"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["dynamic", "--token-budget", "16", "--max-batch-size", "32"], "--token-budget: must be at least"),
-        (["dynamic", "--model", "demo", "--weights", "/some/folder"], "--weights: demo"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )

@@ -3,20 +3,19 @@ cut characters in two."""
 
 from typing import Any
 
-import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from api.completion import Choice, Completion
 from batching.request import Logprob, Request
 from model.ending import Ending, TextStream
-from model.tokenizer import GPT2_PATTERN, Tokenizer
+from model.tokenizer import Tokenizer
 
 PIECES = [b"the ", b"END", b" of", *("日本é\U0001f642".encode()[i : i + 2] for i in range(0, 12, 2))]
 RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, piece in enumerate(dict.fromkeys(PIECES))}
-VOCABULARY = Tokenizer(
-    "pieces", tiktoken.Encoding("pieces", pat_str=GPT2_PATTERN, mergeable_ranks=RANKS, special_tokens={"<|end|>": len(RANKS)})
-)
+VOCABULARY = Tokenizer("pieces", Backend(BPE()), (*RANKS, b"<|end|>"), frozenset([len(RANKS)]), len(RANKS))
 tokens = st.lists(
     st.sampled_from([*(RANKS[piece] for piece in RANKS if len(piece) > 1), 0xE6, 0x97, 0xA5, 0xFF, 65]), max_size=12
 )

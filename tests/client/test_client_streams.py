@@ -183,10 +183,10 @@ def test_what_does_not_fit_the_context_is_cut_to_it(pair: tuple[int, int], expec
 
 
 def test_a_prompt_made_to_a_length_has_it_in_both_vocabularies() -> None:
-    pytest.importorskip("tiktoken", reason="the server's vocabularies need tiktoken")
-    from model.tokenizer import load_demo_tokenizer, load_gpt2_tokenizer
+    pytest.importorskip("tokenizers", reason="the server's vocabularies need it")
+    from model.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
-    tokenizer = load_demo_tokenizer(Path(__file__).parents[2] / "model" / "demo")
+    tokenizer = load_tokenizer(Path(__file__).parents[2] / "model" / "demo")
     draw = random.Random(0)
     for tokens in (1, 2, 7, 300):
         assert len(tokenizer.encode(words(tokens, draw))) == tokens
