@@ -15,8 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import checkpoint
-from benchmarks.contenders import ours, ours_over_http
+from benchmarks.contenders import checkpoint, ours, ours_over_http
 from benchmarks.contenders.contender import Session, Setup
 from benchmarks.workload import LENGTHS, VOCAB_SIZE, Job
 

@@ -29,11 +29,10 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import checkpoint
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, checkpoint
 from benchmarks.contenders.contender import Missing, Setup
+from benchmarks.contenders.table import Row, table
 from benchmarks.contenders.turn import take_turn
-from benchmarks.peers_table import Row, table
 
 LIMIT_S = 30.0  # for the baseline that computes everything anew
 

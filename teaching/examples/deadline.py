@@ -1,6 +1,6 @@
 """The CENG523 problem in virtual time: the project's tables, its worked example, and `deadline` beside the optimum.
 
-    python -m benchmarks.deadline
+    python -m teaching.examples.deadline
 
 Prints what docs/ceng523.md explains. The objective was stated before anything was tuned: an answer within 100 ms of its arrival
 earns its model's accuracy, one that is late or not given costs 1. The project names no accuracies; those here are 1 for LLM-1
@@ -17,9 +17,9 @@ from batching.policies.deadline import Deadline, DeadlineParams
 from batching.policies.static import Static, StaticParams
 from batching.policy import Limits, Policy
 from batching.request import Request
-from benchmarks.optimum import Optimum, Problem, solve
 from simulator.tables import CENG523_VARIANTS, KnownStepTime, StepTimeTable, Table, ceng523
 from simulator.virtual import simulate
+from teaching.examples.optimum import Optimum, Problem, solve
 
 DEADLINE_S = 0.1
 ACCURACIES = (1.0, 0.95, 0.85)

@@ -1,7 +1,7 @@
 """What prefix caching and `batchllm` save, in virtual time: the same offline batch under each policy, with memory for all of it
 and with memory for a few prefixes.
 
-    python -m benchmarks.prefix
+    python -m teaching.examples.prefix
 
 Families of prompts with a common beginning, all there at the start, in turn one of each family: the worst order for a cache
 that evicts what was used least recently. Saving = 1 - processed / logical prefill tokens. A step takes 5 ms, 0.3 ms a prompt

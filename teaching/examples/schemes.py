@@ -1,10 +1,10 @@
 """What each scheme is for, in one picture: a workload that shows it, the scheme, and those that it improves upon.
 
-    python -m benchmarks.schemes --plot schemes.png
+    python -m teaching.examples.schemes --plot schemes.png
 
 In virtual time, by the policy files of the server: nothing depends on the machine. A step takes 5 ms, 0.3 ms a prompt token,
 0.8 ms a decode, and what attention takes: a law of the size of a GPT's, made up for this table. `deadline` runs on the tables
-of the CENG523 project, and prefixes are those of `benchmarks/prefix.py`. `mixed` has its own: `benchmarks/mixed.py`.
+of the CENG523 project, and prefixes are those of `teaching/examples/prefix.py`. `mixed` has its own: `benchmarks/mixed.py`.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from batching.policy import Limits
 from batching.request import Request
 from batching.step import Step
 from batching.step_time import Load, StepTime
-from benchmarks import deadline, prefix
 from simulator.step_times import Linear
 from simulator.tables import CENG523_VARIANTS, KnownStepTime, ceng523
 from simulator.virtual import simulate
+from teaching.examples import deadline, prefix
 
 LAW = Linear((0.005, 3e-4, 8e-4, 1e-6, 1e-7))
 SLO_MS = 50.0
@@ -141,7 +141,7 @@ def slot_steps(mode: str, params: dict[str, Any]) -> tuple[int, int]:
 
 
 def prefill_tokens() -> tuple[dict[str, int], int]:
-    """Those computed by `benchmarks/prefix.py` with little memory; and how many the prefixes leave to be computed."""
+    """Those computed by `teaching/examples/prefix.py` with little memory; and how many the prefixes leave to be computed."""
     names = {("dynamic", False): "dynamic,\nno cache", ("dynamic", True): "dynamic", ("batchllm", True): "batchllm"}
     families, members, shared, own = 24, 12, 256, 40
     found = {

@@ -1,6 +1,6 @@
 """Does static batching pay for its rectangle? Times whole static batches on the real engine and prints their ratios.
 
-    python -m benchmarks.static_pays --model gpt2-medium
+    python -m teaching.examples.static_pays --model gpt2-medium
 
 Random weights; the runs are interleaved and the best of each is taken. A ratio of 1.0 means that padding costs what real
 work costs. The last line of each table is the contrast: what the batch would take if nothing were padded.

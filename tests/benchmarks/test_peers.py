@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoint import merges, vocabulary
 from benchmarks.contenders import ours
+from benchmarks.contenders.checkpoint import merges, vocabulary
 from benchmarks.contenders.contender import Contender, Session
+from benchmarks.contenders.table import Row, ratios, table
 from benchmarks.contenders.turn import Done, Turn, serve
 from benchmarks.peers import write_csv
-from benchmarks.peers_table import Row, ratios, table
 from benchmarks.workload import VOCAB_SIZE, all_at_once, one_at_a_time
 
 ROOT = Path(__file__).parents[2]
