@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from workload import Plan, PlannedRequest
+from client.workload import Plan, PlannedRequest
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from arrivals import read_arrivals
 from dotenv import dotenv_values
-from lengths import read_lengths
-from metrics import LIMITS
-from traces import TraceRow, read_trace
-from workload import SELECTIONS, Workload
+
+from client.arrivals import read_arrivals
+from client.lengths import read_lengths
+from client.metrics import LIMITS
+from client.traces import TraceRow, read_trace
+from client.workload import SELECTIONS, Workload
 
 PORT = 8500
 RATE = 10.0  # requests a second, where neither --rate nor --duration says

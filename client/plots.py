@@ -13,15 +13,16 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from answers import Answer, ModeRun
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
-from metrics import summary
-from timeline import CODES, NO_RECORD, Timeline
-from workload import PRIORITIES, Plan, PlannedRequest
+
+from client.answers import Answer, ModeRun
+from client.metrics import summary
+from client.timeline import CODES, NO_RECORD, Timeline
+from client.workload import PRIORITIES, Plan, PlannedRequest
 
 DPI = 120
 STYLES = {"immediate": ("#0072B2", "o"), "deferred": ("#56B4E9", "^")}

@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from answers import Answer, ModeRun, Stream
-from metrics import APART, LATE_S, LATENCIES, STATISTICS, Figure, beside_the_server, lag, number, summary
+from client.answers import Answer, ModeRun, Stream
+from client.metrics import APART, LATE_S, LATENCIES, STATISTICS, Figure, beside_the_server, lag, number, summary
 
 Grid = list[list[str]]
 
@@ -216,7 +216,7 @@ def _show(value: float | None, digits: int) -> str:
 
 def write_results(folder: Path, runs: Sequence[ModeRun]) -> str:
     """results.csv and latency.png; a line that says so. Raises OSError."""
-    from plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
+    from client.plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
 
     _write_csv(folder / "results.csv", runs)
     draw_latency(folder / "latency.png", runs)
@@ -293,7 +293,7 @@ def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, floa
 
 def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes]]:
     """Each picture's title and bytes."""
-    from plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
+    from client.plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
 
     runs, plan = stream.runs, stream.plan
     draw_throughput(folder / "throughput.png", runs, limits)

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from answers import Answer, ModeRun, Stream
-from workload import Plan, PlannedRequest
+from client.answers import Answer, ModeRun, Stream
+from client.workload import Plan, PlannedRequest
 
 
 class ResultsError(ValueError):

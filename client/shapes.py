@@ -1,7 +1,7 @@
 """A picture of every shape of arrivals, for the README: each outer distribution over a uniform inner one, each inner one in
 bins of the same size, and the three named bursts.
 
-    python client/shapes.py docs/images/bursts.png
+    python -m client.shapes docs/images/bursts.png
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arrivals import BURSTS, INNER, OUTER, draw_arrivals, read_arrivals
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from client.arrivals import BURSTS, INNER, OUTER, draw_arrivals, read_arrivals
 
 COUNT, DURATION_S, BINS, BARS = 2000, 20.0, 20, 200
 EVEN = "uniform:low=0.999,high=1.001"  # bins of the same size, to see what is inside
@@ -21,7 +22,7 @@ EVEN = "uniform:low=0.999,high=1.001"  # bins of the same size, to see what is i
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python client/shapes.py FILE.png")
+        raise SystemExit("usage: python -m client.shapes FILE.png")
     rows = [
         [("outer " + name, f"{name}/uniform") for name in OUTER],
         [("inner " + name, f"{EVEN}/{name}") for name in INNER],

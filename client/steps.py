@@ -12,8 +12,8 @@ import math
 import time
 from typing import Any
 
-from answers import ModeRun
-from connection import ClientError, Server
+from client.answers import ModeRun
+from client.connection import ClientError, Server
 
 POLL_S = 0.5
 PAGE = 1000  # records a call

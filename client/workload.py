@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arrivals import Arrivals, draw_arrivals
-from distributions import Shape
-from lengths import draw_lengths, fit, words
-from traces import TraceRow
+
+from client.arrivals import Arrivals, draw_arrivals
+from client.distributions import Shape
+from client.lengths import draw_lengths, fit, words
+from client.traces import TraceRow
 
 SELECTIONS = ("random", "descend")
 PRIORITIES = ("immediate", "deferred")

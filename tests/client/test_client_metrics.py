@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from answers import Answer, ModeRun
-from metrics import beside_the_server, lag, percentile, summary
-from report import table, warnings
-from timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
-from workload import PlannedRequest
+
+from client.answers import Answer, ModeRun
+from client.metrics import beside_the_server, lag, percentile, summary
+from client.report import table, warnings
+from client.timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
+from client.workload import PlannedRequest
 
 
 def planned(index: int, at_s: float, priority: str = "immediate") -> PlannedRequest:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import Answer, ModeRun
-from client_stub import MODES, Stub
-from report import table
-from workload import PlannedRequest
 
-from client import main
+from client.answers import Answer, ModeRun
+from client.main import main
+from client.report import table
+from client.workload import PlannedRequest
+from tests.client.client_stub import MODES, Stub
 
 
 def go(stub: Stub, out: Path, *flags: str) -> int:

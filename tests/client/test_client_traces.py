@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from traces import TraceError, TraceRow, read_trace
-from workload import read_plan
 
-from client import main
+from client.main import main
+from client.traces import TraceError, TraceRow, read_trace
+from client.workload import read_plan
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

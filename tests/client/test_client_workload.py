@@ -6,7 +6,8 @@ import math
 from itertools import pairwise
 
 import pytest
-from workload import OPENINGS, PlannedRequest, Workload, make_plan
+
+from client.workload import OPENINGS, PlannedRequest, Workload, make_plan
 
 LENGTHS = (1, 25, 50, 100)
 
