@@ -37,6 +37,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.prompt is not None and args.numtokens is None:
         parser.error("--prompt needs --numtokens N: how many tokens to generate")
+    if args.results and not (args.report or args.perfetto):
+        parser.error("--results needs --report DIR or --perfetto FILE: what to make of them")
     if args.prompt is None and args.numtokens is not None:
         parser.error("--numtokens goes with --prompt; for a run of many requests use --numtokens_range")
     if args.prompt is not None and (args.modes or args.deferred):
@@ -105,10 +107,10 @@ APART = (
     ("--arrivals", ("--wait",), "the arrivals say when"),
     ("--rate", ("--duration",), "one follows from the other"),
     ("--output-lengths", ("--numtokens_range",), "both say how long outputs are"),
-    ("--prompt", ("--plan", "--plan-only", "--report", "--goodput", "--stream"), "it sends a single request"),
+    ("--prompt", ("--plan", "--plan-only", "--report", "--perfetto", "--goodput", "--stream"), "it sends a single request"),
+    ("--plan-only", ("--perfetto",), "nothing is sent"),
 )
 NEEDED = {
-    "--results": "--report",
     "--rate": "--arrivals",
     "--duration": "--arrivals",
     "--bins": "--arrivals",
@@ -172,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_int, default=0, metavar="N", help="of everything drawn (default 0)")
     add("--plan", type=Path, metavar="FILE", help="send the requests of a plan.json instead")
     add("--plan-only", action="store_true", help="write plan.json and plan.png, and send nothing")
-    add("--results", type=Path, metavar="FILE", help="send nothing: the page of a results.json, also of the simulator's")
+    add("--results", type=Path, metavar="FILE", help="send nothing: show a results.json again, also the simulator's")
     add("--prompt", metavar="TEXT", help="send this one request and print its completion; needs --numtokens")
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument
@@ -200,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for results.csv, plan.json and latency.png, overwritten",
     )
     add("--report", type=Path, metavar="DIR", help="write report.html, its pictures and all figures to DIR instead")
+    add("--perfetto", type=Path, metavar="FILE", help="write steps, sequence slots and requests as a trace for ui.perfetto.dev")
     add("--url", metavar="URL", help=f"the server (default http://IP:{PORT})")
     return parser
 

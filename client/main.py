@@ -23,7 +23,9 @@ from client.connection import ClientError, Server
 from client.firing import Send, fire
 from client.report import table, warnings, write_report, write_results
 from client.saved import read_results
+from client.shared.perfetto import write_trace
 from client.steps import StepLog
+from client.traced import traced
 from client.workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
 
 OPEN_SOCKETS = 8192
@@ -77,8 +79,13 @@ def show_plans(streams: Sequence[Stream], args: argparse.Namespace) -> int:
 def report_again(args: argparse.Namespace) -> int:
     """The tables and the page of runs that were written before, here or by the simulator."""
     about, stream = read_results(args.results)
-    _make_folder(args.report)
+    if args.report:
+        _make_folder(args.report)
     print(f"{about}\n{stream.plan.made}\n\n{table(stream.runs, args.goodput)}\n")
+    if args.perfetto:
+        print(_write_trace(args.perfetto, [stream], about))
+    if not args.report:
+        return 0
     with _written_in(args.report):
         if all(request.prompt for request in stream.plan.requests):  # those of the simulator have no text
             write_plan(args.report / "plan.json", stream.plan)
@@ -119,7 +126,7 @@ async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None
         send = await _sender(server, args.stream)
         _make_folder(args.report or args.out)
         _allow_open_sockets()
-        log = StepLog(server) if args.report else None
+        log = StepLog(server) if args.report or args.perfetto else None
 
         for stream in streams:
             for mode in args.modes or [str(now["mode"])]:
@@ -130,6 +137,8 @@ async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None
                 stream.runs.append(run)
                 await _run_mode(server, stream.plan, run, send, log)
                 run.stats = await server.call("GET", "/stats")
+        if log and log.note:
+            print(f"note: {log.note}", file=sys.stderr)
 
 
 async def _sender(server: Server, stream: bool) -> Send:
@@ -174,6 +183,8 @@ def _show_and_write(streams: Sequence[Stream], args: argparse.Namespace, stopped
                 written.append(write_results(folder / stream.folder, stream.runs))
             if args.report:
                 written.append(write_report(folder, streams, args.goodput, about, stopped))
+        if args.perfetto:
+            written.append(_write_trace(args.perfetto, streams, about))
     finally:
         print(about)
         for stream in streams:
@@ -219,6 +230,15 @@ def _allow_open_sockets() -> None:
         wanted = OPEN_SOCKETS if hard == resource.RLIM_INFINITY else min(hard, OPEN_SOCKETS)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _write_trace(path: Path, streams: Sequence[Stream], about: str) -> str:
+    """A line that says so. Raises ClientError."""
+    try:
+        write_trace(path, [traced(stream.name, run) for stream in streams for run in stream.runs], about)
+    except OSError as error:
+        raise ClientError(f"--perfetto {path}: {error.strerror or error}") from None
+    return f"trace for ui.perfetto.dev: {path}"
 
 
 def _make_folder(path: Path) -> None:

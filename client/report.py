@@ -17,6 +17,7 @@ from typing import Any
 
 from client.answers import Answer, ModeRun, Stream
 from client.metrics import APART, LATE_S, LATENCIES, STATISTICS, Figure, beside_the_server, lag, number, summary
+from client.shared import schema
 
 Grid = list[list[str]]
 
@@ -317,6 +318,7 @@ def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[
 
 def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[str, Any]:
     return {
+        "schema": schema.RESULTS,
         "about": about,
         "plan": stream.plan.made,
         "goodput_limits_s": limits,

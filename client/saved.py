@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client.answers import Answer, ModeRun, Stream
+from client.shared import schema
 from client.workload import Plan, PlannedRequest
 
 
@@ -21,12 +22,17 @@ def read_results(path: Path) -> tuple[str, Stream]:
     """What they are about, and the plan with its runs. Raises ResultsError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or "modes" not in value:
+            raise ValueError('it must be an object with "modes"')
+        schema.check(value.get("schema"), schema.RESULTS, "results")
         runs = [_run(mode) for mode in value["modes"]]
         requests = {answer.request.index: answer.request for run in runs for answer in run.answers}
         plan = Plan(tuple(requests[index] for index in sorted(requests)), made=str(value["plan"]))
         about = str(value["about"])
     except OSError as error:
         raise ResultsError(f"{path}: {error.strerror or error}") from None
+    except schema.SchemaError as error:
+        raise ResultsError(f"{path}: {error}") from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ResultsError(f"{path}: is no results.json: {type(error).__name__}: {error}") from None
     if not requests:

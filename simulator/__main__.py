@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
+from client.shared.perfetto import write_trace
 from simulator.calibrate import LogError, busy_steps, make_again, make_steps, read_log, read_steps
 from simulator.plans import Lengths, Plan, PlanError, poisson_plan, read_plan
-from simulator.results import Run, everything, table
+from simulator.results import Run, everything, table, traced
 from simulator.routing import ROUTERS
 from simulator.simulation import run
 from simulator.step_times import Linear, ModelError, errors, find_model, fit, known_models, write_model
@@ -82,6 +83,9 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--replicas", type=_whole, default=1, metavar="K", help="engines, each with all of the limits")
     parser.add_argument("--router", choices=ROUTERS, default="round-robin", help="which of several engines gets a request")
     parser.add_argument("--report", type=Path, metavar="DIR", help="results.json (the client's format) and results.png")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="steps, slots and requests as a trace for ui.perfetto.dev"
+    )
     parser.set_defaults(do=_run)
 
 
@@ -116,11 +120,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)
     print(f"{about}\n{plan.made}\n", flush=True)
-    watched = args.report is not None
+    watched = args.report is not None or args.perfetto is not None
     runs = [run(make, model, plan, replicas=args.replicas, router=args.router, watched=watched) for make in policies]
     print(table(runs))
     if args.report:
         _report(args.report, runs, about, plan.made)
+    if args.perfetto:
+        if args.replicas > 1:
+            _say("the trace has the requests only: the steps of several engines are not recorded")
+        write_trace(args.perfetto, [traced(run) for run in runs], f"{about}; {plan.made}")
+        print(f"\ntrace for ui.perfetto.dev: {args.perfetto}")
     return 0
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from batching.driver import Driver
 from batching.request import Priority, Request
+from client.shared.perfetto import Served, Traced
+from client.shared.schema import RESULTS
 
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -239,6 +241,7 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
     """What the client writes to results.json, so that what reads that reads this: every request, and the records of the steps.
     Nothing is sent here, so that nothing is late, and there is no text."""
     return {
+        "schema": RESULTS,
         "about": about,
         "plan": made,
         "goodput_limits_s": {},
@@ -256,6 +259,19 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
             for run in runs
         ],
     }
+
+
+def traced(run: Run) -> Traced:
+    """The run as a trace has it."""
+    columns = run.columns
+    return Traced(run.mode, run.steps or [], [_served(columns, i) for i in np.argsort(columns.index)])
+
+
+def _served(columns: Columns, i: int) -> Served:
+    first_s = float(columns.times[columns.starts[i]])
+    more = {"prompt_tokens": int(columns.prompt[i]), "output_tokens": int(columns.output[i])}
+    priority = "deferred" if columns.deferred[i] else "immediate"
+    return Served(int(columns.index[i]), priority, float(columns.arrival[i]), float(columns.answered[i]), first_s, more)
 
 
 def _server_ttft(run: Run, group: str) -> dict[str, Distribution]:

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from client.shared import schema
+
 MODES = ("nobatch", "static", "dynamic", "mixed")
 
 
@@ -28,6 +30,7 @@ class Stub:
         self.seconds_a_token = 0.0
         self.steps: list[dict[str, Any]] | None = None  # records of GET /steps, which come while requests are answered
         self.slots = 4
+        self.steps_schema: int | None = schema.STEPS
         self.models = [{"id": "demo"}]
         self.most_at_once = 0
         self.under_way = 0
@@ -162,7 +165,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             after, limit = int(query["after"][0]), int(query["limit"][0])
             there = stub.steps if stub.bodies.get(stub.mode) else []
             chosen = [record for record in there if record["id"] > after][:limit]
-            self._answer(200, {"slots": stub.slots, "limits": {}, "steps": chosen})
+            self._answer(200, {"schema": stub.steps_schema, "slots": stub.slots, "limits": {}, "steps": chosen})
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

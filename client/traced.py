@@ -1,0 +1,26 @@
+"""A run as the trace in `shared/perfetto.py` has it."""
+
+from __future__ import annotations
+
+from client.answers import Answer, ModeRun
+from client.shared.perfetto import Served, Traced
+
+
+def traced(stream: str, run: ModeRun) -> Traced:
+    """``stream``: the name of its plan, empty where there is one only."""
+    served = (_served(answer) for answer in sorted(run.answers, key=lambda answer: answer.request.index))
+    return Traced(f"{stream}, {run.mode}" if stream else run.mode, run.steps or [], served)
+
+
+def _served(answer: Answer) -> Served:
+    request = answer.request
+    first_s = answer.piece_times[0] if answer.piece_times else None
+    if first_s is None and answer.server_ttft_s is not None and not answer.error:
+        first_s = answer.sent_s + answer.server_ttft_s  # as the server told: it counts from the arrival
+    more = {
+        "prompt_tokens": answer.prompt_tokens or request.prompt_tokens,
+        "output_tokens": answer.tokens,
+        "sent_s": answer.sent_s,
+    }
+    more |= {"error": answer.error} if answer.error else {}
+    return Served(request.index, request.priority, request.at_s, answer.done_s, first_s, more)
