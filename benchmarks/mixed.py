@@ -8,8 +8,6 @@ Random weights on the real engine; Poisson arrivals, the same ones in every run;
 the server, the backlog is fed so that one batch of it runs while another waits. Prints a table; writes mixed.csv and mixed.png.
 """
 
-import argparse
-import csv
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from batching.scheduler import Scheduler
 from batching.stats import distribution
 from batching.step import Executor
 from batching.step_time import Load, Probe, StepTime
+from benchmarks.program import add_model, arguments, write_csv
 from jobs.runner import due_share
 from model.engine import load_model, make_executor
 from model.probe import probe
@@ -75,10 +74,8 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
+    parser = arguments(__doc__)
+    add_model(parser, "gpt2")
     parser.add_argument("--requests", type=int, default=1000, help="immediate ones")
     parser.add_argument("--slo-ms", type=float, required=True, help="time between tokens to keep")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
@@ -94,7 +91,7 @@ def main() -> None:
     runs = list(bench.runs(args.requests))
     print_ratios(runs, args.slo_ms / 1e3)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_csv(runs, args.slo_ms / 1e3, args.out / "mixed.csv")
+    write_csv(args.out / "mixed.csv", (run.row(args.slo_ms / 1e3) for run in runs))
     draw(runs, args.slo_ms / 1e3, args.out / "mixed.png")
 
 
@@ -226,13 +223,6 @@ tokens/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at le
 last of the batch / window               {done / WINDOW_S:6.2f}   at most 1
 p99 TTFT, dynamic / mixed                {late / ttft:6.1f}   at least 5
 deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_s:6.2f}   0.95 to 1.05""")
-
-
-def write_csv(runs: Sequence[Run], slo_s: float, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [name for name, _, _ in COLUMNS])
-        writer.writeheader()
-        writer.writerows(run.row(slo_s) for run in runs)
 
 
 def draw(runs: Sequence[Run], slo_s: float, path: Path) -> None:

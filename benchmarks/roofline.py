@@ -12,8 +12,6 @@ the same neighbours. Random weights; the best of several interleaved rounds coun
 tables, writes roofline.csv and roofline.png.
 """
 
-import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +29,7 @@ from batching.scheduler import Scheduler
 from batching.step import Executor
 from benchmarks import kernels
 from benchmarks.limits import FreeExecutor, Products, read_bandwidth, step_sizes
+from benchmarks.program import add_out, add_repeat, arguments, write_csv
 from benchmarks.workload import Job, all_at_once, one_at_a_time, serve
 from model import executor as executor_module
 from model import gpt, linear
@@ -64,20 +63,20 @@ class Point:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="gpt2-medium", choices=CONFIGS)
     parser.add_argument("--dtypes", default="fp32,bf16,int8")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--runs", type=int, default=3, help="rounds")
-    parser.add_argument("--out", type=Path, help="a folder for roofline.csv and roofline.png")
+    add_repeat(parser, 3)
+    add_out(parser)
     args = parser.parse_args()
     points = []
     for dtype in args.dtypes.split(","):
         loaded = load_model(args.model, "random", dtype, args.device, fall_back=False)
-        points += examine(loaded, args.runs)
+        points += examine(loaded, args.repeat)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_csv(points, args.out / "roofline.csv")
+        write_csv(args.out / "roofline.csv", map(asdict, points))
         draw(points, args.out / "roofline.png")
 
 
@@ -240,13 +239,6 @@ def print_tables(loaded: Loaded, bandwidth: float, products: Products, points: l
         )
         print(line + "".join(f"{getattr(p, part):11.1%}" for part in PARTS))
     print()
-
-
-def write_csv(points: list[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(points[0]))
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
 
 
 def draw(points: list[Point], path: Path) -> None:

@@ -17,6 +17,7 @@ from batching.policies.deadline import Deadline, DeadlineParams
 from batching.policies.static import Static, StaticParams
 from batching.policy import Limits, Policy
 from batching.request import Request
+from benchmarks.program import show, text
 from simulator.tables import CENG523_VARIANTS, KnownStepTime, StepTimeTable, Table, ceng523
 from simulator.virtual import simulate
 from teaching.examples.optimum import Optimum, Problem, solve
@@ -39,18 +40,15 @@ def main() -> None:
     carried = [capacity(KnownStepTime(t), LIMITS.max_batch_size, Shape(1, 1), DEADLINE_S) for t in tables]
     print("capacities within 100 ms, requests/s: " + ", ".join(f"{c:.0f}" for c in carried))
     print(f"\nreward per request, {REQUESTS} requests, and how `deadline` served them")
-    print(
-        f"{'rate':>5} {'optimum':>8} {'its run':>8} {'deadline':>9} {'share':>7}  ",
-        *(f"{v:>6}" for v in CENG523_VARIANTS),
-        "  late",
-    )
+    rows = [["rate", "optimum", "its run", "deadline", "share", *CENG523_VARIANTS, "late"]]
     for rate in RATES:
         solution = solve(Problem(rate, DEADLINE_S, tables, ACCURACIES, PRICE))
         best = outcome(run(Optimum(solution), tables, rate))
         ours = outcome(run(online(), tables, rate))
-        shares = [f"{ours.served[v] / REQUESTS:6.1%}" for v in range(len(tables))]
-        numbers = f"{rate:5} {solution.gain:8.3f} {best.reward:8.3f} {ours.reward:9.3f} {ours.reward / solution.gain:7.1%}  "
-        print(numbers, *shares, f"{ours.late / REQUESTS:6.1%}", flush=True)
+        shares = [f"{ours.served[v] / REQUESTS:.1%}" for v in range(len(tables))]
+        rewards = [show(reward, 3) for reward in (solution.gain, best.reward, ours.reward)]
+        rows.append([str(rate), *rewards, f"{ours.reward / solution.gain:.1%}", *shares, f"{ours.late / REQUESTS:.1%}"])
+    print(text(rows, left=()))
 
 
 def formula(table: Table, batch: int, rate: float) -> tuple[float, float]:
