@@ -227,30 +227,37 @@ deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_
 
 def draw(runs: Sequence[Run], slo_s: float, path: Path) -> None:
     """How long the immediate requests waited for their first token and between tokens, by run."""
-    import matplotlib
+    from client.shared import style
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (first, between) = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-    titles = {
-        "immediate, mixed": "alone",
-        "both, mixed": "beside deferred work, mixed",
-        "both, dynamic": "the same, dynamic (FCFS)",
+    shown = {
+        "immediate, mixed": ("alone", "mixed", ":"),
+        "both, mixed": ("beside deferred work, mixed", "mixed", "-"),
+        "both, dynamic": ("the same, dynamic (FCFS)", "dynamic", "-"),
     }
-    for run in runs:
-        if run.name in titles:
-            for axis, values in ((first, run.ttft), (between, run.itl)):
-                ordered = sorted(values)
-                axis.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=titles[run.name])
-    between.axvline(slo_s, color="k", linestyle=":", label="limit")
-    first.set(xscale="log", xlabel="seconds to the first token", ylabel="share of immediate requests or tokens")
-    between.set(xscale="log", xlabel="seconds between tokens")
-    for axis in (first, between):
-        axis.grid(alpha=0.3)
-    first.legend(*between.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.68, 0.3))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    caption = (
+        "Immediate requests alone, beside a backlog of deferred ones under mixed, and beside the same backlog first come, "
+        "first served. Further left is better: with mixed both curves stay close to each other and left of the limit."
+    )
+
+    @style.in_both_themes
+    def drawn(path: Path) -> None:
+        figure = style.figure(10, 4.4, "Does deferred work hurt those who wait?", caption)
+        first, between = figure.subplots(1, 2, sharey=True)
+        for run in runs:
+            if run.name in shown:
+                label, mode, line = shown[run.name]
+                for axis, values in ((first, run.ttft), (between, run.itl)):
+                    shares = [(i + 1) / len(values) for i in range(len(values))]
+                    axis.plot(sorted(values), shares, line, color=style.colour(mode), linewidth=2, label=label)
+        between.axvline(slo_s, color=style.theme().ink, linestyle="--", linewidth=1, label="limit")
+        first.set(xscale="log", xlabel="seconds to the first token", ylabel="share of immediate requests or tokens")
+        between.set(xscale="log", xlabel="seconds between tokens")
+        for axis in (first, between):
+            axis.grid(True)
+        first.legend(*between.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.68, 0.3))
+        style.save(figure, path)
+
+    drawn(path)
     print(f"wrote {path}")
 
 

@@ -140,7 +140,7 @@ def _report(folder: Path, runs: Sequence[Run], about: str, made: str) -> None:
     except ImportError:
         print("no plot: it needs matplotlib (requirements-bench.txt)", file=sys.stderr)
     else:
-        draw(folder / "results.png", runs, f"{about}\n{made}")
+        draw(folder / "results.png", runs, f"{about}; {made}")
     print(f"\nwritten to {folder}")
 
 

@@ -14,12 +14,9 @@ from batching.driver import Driver
 from batching.request import Priority, Request
 from client.shared.perfetto import Served, Traced
 from client.shared.schema import RESULTS
+from client.shared.tables import LATENCIES, STATISTICS, Distribution, distribution, show, text
 
-LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-STATISTICS = ("mean", "p50", "p90", "p99")
 GROUPS = ("all", *(priority.value for priority in Priority))
-
-Distribution = dict[str, float | None]
 
 
 class Results:
@@ -137,14 +134,6 @@ class Run:
         } | {name: distribution(columns.values(name, group)) for name in LATENCIES}
 
 
-def distribution(values: Any) -> Distribution:
-    """Mean and percentiles, linear between the nearest ranks; None of nothing."""
-    if not len(values):
-        return dict.fromkeys(STATISTICS)
-    p50, p90, p99 = np.percentile(values, (50, 90, 99))
-    return {"mean": float(np.mean(values)), "p50": float(p50), "p90": float(p90), "p99": float(p99)}
-
-
 def engine_figures(drivers: Sequence[Driver], wall_s: float) -> dict[str, Any]:
     """What the engines did, under the names of the server's /stats."""
     counts = [driver.stats.totals().counts for driver in drivers]
@@ -194,10 +183,10 @@ def table(runs: Sequence[Run]) -> str:
             run.mode,
             str(found["ok"]),
             str(found["requests"] - found["ok"]),
-            _show(found["wall_s"], 2),
-            _show(found["output_token_throughput"], 1),
-            _show(found["request_throughput"], 2),
-            _show(engine["mean_batch_size"], 2),
+            show(found["wall_s"], 2),
+            show(found["output_token_throughput"], 1),
+            show(found["request_throughput"], 2),
+            show(engine["mean_batch_size"], 2),
             f"{100 * engine['busy_share']:.1f} %",
             f"{100 * engine['padding_share']:.1f} %",
             str(engine["preemptions"]),
@@ -210,28 +199,13 @@ def table(runs: Sequence[Run]) -> str:
     times = [["", *(name[0] for name in names)], ["mode", *(name[1] for name in names)]]
     for (mode, group), found in summaries.items():
         row = [mode if group == "all" else f"  {group}"]
-        times.append(row + [_show(found[name][s], 4) for name in LATENCIES for s in STATISTICS])
-    return f"{grid(overview)}\n\n{grid(times)}"
+        times.append(row + [show(found[name][s], 4) for name in LATENCIES for s in STATISTICS])
+    return f"{text(overview, 2)}\n\n{text(times, 2)}"
 
 
 def _by_variant(run: Run) -> str:
     served = run.engine["requests_by_variant"]
     return ", ".join(f"{served.get(str(place), 0)} x {name}" for place, name in enumerate(run.variants))
-
-
-def grid(rows: Sequence[Sequence[str]], heads: int = 2) -> str:
-    """Rows of cells, the first column to the left, a line under the first `heads` rows."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
-    lines.insert(heads, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(lines)
-
-
-def _show(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 # ---- in the client's format

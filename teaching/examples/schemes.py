@@ -4,8 +4,8 @@
 
 In virtual time, by the policy files of the server: nothing depends on the machine. Where the workload is drawn, figures are
 medians of so many repeats with other seeds, and how far these are apart; the chart has the first. A step takes 5 ms, 0.3 ms a
-prompt token, 0.8 ms a decode, and what attention takes: a law of the size of a GPT's, made up for this table. `deadline` runs on
-the tables of the CENG523 project, and prefixes are those of `prefix.py`. `mixed` has its own: `benchmarks/mixed.py`.
+prompt token, 0.8 ms a decode, and what attention takes: a law of the size of a GPT's, made up for this table. `deadline` runs
+on the tables of the CENG523 project, and prefixes are those of `prefix.py`. `mixed` has its own: `benchmarks/mixed.py`.
 """
 
 import random
@@ -34,9 +34,9 @@ SHORT = 16  # tokens: what counts as a short job
 RATES = range(50, 401, 25)
 REQUESTS = 5000  # at each of them
 CAPTION = """Six workloads in virtual time, each with the scheme that it is for and those that the scheme improves upon.
-Above: how long a prompt stops everybody else; how even steps are; what short jobs wait. Below: what padding wastes (red); what is
-computed of prompts that begin alike; which model answers as the load grows. Dotted: the limit, what would do, and the rates that
-each model can carry."""
+Above: how long a prompt stops everybody else; how even steps are; what short jobs wait. Below: what padding wastes (red); what
+is computed of prompts that begin alike; which model answers as the load grows. Dotted: the limit, what would do, and the rates
+that each model can carry."""
 Gaps = list[tuple[float, float]]  # when a token came, and how long after the one before
 
 
