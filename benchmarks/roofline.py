@@ -248,7 +248,7 @@ def draw(points: list[Point], path: Path) -> None:
     dtypes = list(dict.fromkeys(p.dtype for p in points))
     caption = (
         "Above: decode steps by batch and context (solid) and their limit, the matrix products and one reading of the KV cache "
-        "(dotted): the gap is what the engine could still win. Below: where a step of 64 rows spends its time; the mark is its limit."
+        "(dotted): the gap is what the engine could still win. Below: where a step of 64 rows spends its time, and its limit."
     )
 
     @style.in_both_themes

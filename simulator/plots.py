@@ -1,5 +1,5 @@
-"""The chart of a simulated run. matplotlib takes a second to import, so that this file is imported only when one is drawn; how the
-figures come about is `results.py`'s.
+"""The chart of a simulated run; how the figures come about is `results.py`'s. matplotlib takes a second to import, so that this
+file is imported only when one is drawn.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from client.shared.tables import LATENCIES
 from simulator.results import Run
 
 POINTS = 1000  # of a curve
-CAPTION = """In virtual time, {}. Bars: longer is better. Curves: what share of the requests (for ITL: of the gaps between tokens) took no
-longer than so much; further left is faster, and where a curve ends is what the unluckiest waited."""
+CAPTION = """In virtual time, {}. Bars: longer is better. Curves: what share of the requests (for ITL: of the gaps between tokens)
+took no longer than so much; further left is faster, and where a curve ends is what the unluckiest waited."""
 
 
 @style.in_both_themes
@@ -32,18 +32,20 @@ def draw(path: Path, runs: Sequence[Run], about: str) -> None:
         panel.invert_yaxis()
     for panel, (name, title) in zip(panels[2:], LATENCIES.items(), strict=True):
         lowest, highest = np.inf, 0.0
-        for run in runs:
+        for i, run in enumerate(runs):
             values = 1e3 * run.columns.values(name)
             if len(values):
                 lowest, highest = min(lowest, np.percentile(values, 2)), max(highest, values.max())
                 shares = np.linspace(0, 100, POINTS)
                 curve = np.percentile(values, shares)
-                panel.plot(curve, shares / 100, color=style.colour(run.mode), label=run.mode, linewidth=2)
+                panel.plot(
+                    curve, shares / 100, color=style.colour(run.mode), label=run.mode, linewidth=style.width(i, len(runs))
+                )
         panel.set(title=title, xlabel="milliseconds", ylabel="share that took no longer", ylim=(0, 1.02))
         panel.locator_params(axis="x", nbins=6)
         if highest > 30 * lowest > 0:
             panel.set(xscale="log", xlim=(lowest * 0.7, highest * 1.3))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(True)
-    panels[2].legend(loc="lower right")
+    panels[2].legend(loc="best", frameon=True)
     style.save(figure, path)

@@ -84,6 +84,11 @@ def shades(count: int) -> list[str]:
     return [tint(_now.ink, 0.9 - 0.7 * i / max(1, count - 1)) for i in range(count)]
 
 
+def width(place: int, count: int) -> float:
+    """Of the line of one of several runs: those drawn first are wider, so that one that is hidden behind others still shows."""
+    return 1.8 + 0.9 * (count - 1 - place)
+
+
 def in_both_themes(draw: Callable[..., None]) -> Callable[..., None]:
     """For a function whose first argument is the path of a chart: it is called once for each theme."""
 
@@ -104,6 +109,7 @@ def _drawing(one: Theme) -> Iterator[None]:
     inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor", "hatch.color")
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     settings: dict[str, Any] = {"grid.color": one.grid, "axes.axisbelow": True, "legend.frameon": False}
+    settings |= {"legend.facecolor": one.ground, "legend.edgecolor": one.grid, "legend.labelcolor": one.ink}
     settings |= dict.fromkeys(lines, one.soft) | dict.fromkeys(inks, one.ink) | dict.fromkeys(grounds, one.ground)
     settings |= {"axes.spines.top": False, "axes.spines.right": False}
     try:
