@@ -116,7 +116,7 @@ class Driver:
             in_use = blocks.num_blocks - blocks.num_free
             self.stats.on_step(step, in_use)
             mode, kv = mode_of(scheduler.policy), in_use / blocks.num_blocks
-            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv)
+            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv, self.stats.since_reset())
         return step
 
     def complete(self, result: StepResult) -> None:

@@ -44,6 +44,7 @@ class Scheduler:
         self._answered: list[Request] = []
         self._next_id = 0
         self._empty_plans = 0
+        self.policy_changes = 0  # how often another policy has taken over, whoever asked for it
         self._last_ended = dict.fromkeys(Lane, -inf)
 
     # What comes in.
@@ -145,6 +146,7 @@ class Scheduler:
             self._fail(req, told, now)
         self._drop_waiting()
         self.policy = self._last_resort if self.policy is self._last_good else self._last_good
+        self.policy_changes += 1
         self._last_good = self.policy
         self._empty_plans = 0
         return told.message
@@ -220,6 +222,7 @@ class Scheduler:
         while self._switches and not self._resident:
             self._last_good = self.policy
             self.policy = self._switches.pop(0)
+            self.policy_changes += 1
             self._empty_plans = 0
             self.blocks.forget()  # so that modes are compared from the same start
             for req in list(self._waiting):

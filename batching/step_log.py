@@ -43,8 +43,11 @@ class StepLog:
 
     # What the driver reports.
 
-    def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
-        """A step was planned. `residents` hold a seat now, in the order in which they got it."""
+    def on_step(
+        self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float, since_reset: dict[str, Any]
+    ) -> None:
+        """A step was planned. `residents` hold a seat now, in the order in which they got it. `since_reset`: as /stats has it
+        with this step."""
         seats, residents = self._seats, dict.fromkeys(residents)
         gone = self._leave(residents)
         new = [self._shown(req) for req in seats if req.id in step.promoted] if step.promoted else []
@@ -73,6 +76,7 @@ class StepLog:
             "cached": step.num_cached,
             "tokens": 0,
             "padding": step.num_padding,
+            **since_reset,
             "load": step.load,
             "why": reasons,
         }
@@ -85,14 +89,13 @@ class StepLog:
         self._complete.update(times, tokens=tokens)
 
     def on_answer(self, req: Request) -> None:
-        """Answered requests go into the record of the last step that is complete: class, TTFT, TPOT, E2EL (ms), tokens."""
+        """Answered requests go into the record of the last step that is complete: class, server TTFT, TPOT, E2EL in
+        milliseconds, tokens."""
         self._serials.pop(req, None)
-        times = req.token_times
-        if req.error is not None or req.answered_at is None or not times:
+        if req.error is not None or req.answered_at is None or not req.token_times:
             return
-        tpot = _ms((times[-1] - times[0]) / (len(times) - 1)) if len(times) > 1 else None
-        latencies = _ms(times[0] - req.arrival), tpot, _ms(req.answered_at - req.arrival)
-        self._done.append([_class(req), *latencies, len(times)])
+        tpot = None if req.tpot is None else _ms(req.tpot)
+        self._done.append([_class(req), _ms(req.server_ttft), tpot, _ms(req.e2el), len(req.token_times)])
 
     def publish(self) -> None:
         """Let readers have the last complete step's record, once it is known who was answered after it, and the other lane's

@@ -21,10 +21,11 @@ from client.answers import Answer, ModeRun, Stream
 from client.arguments import parse_arguments, read_workloads
 from client.connection import ClientError, Server
 from client.firing import Send, fire
-from client.report import table, warnings, write_report, write_results
+from client.report import write_report, write_results
 from client.saved import read_results
 from client.shared.perfetto import write_trace
 from client.steps import StepLog
+from client.tables import table, warnings
 from client.traced import traced
 from client.workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
 
@@ -130,13 +131,16 @@ async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None
 
         for stream in streams:
             for mode in args.modes or [str(now["mode"])]:
-                if args.modes:
-                    await server.switch(mode)
-                await server.reset_stats()
+                server.instances.clear()
                 run = ModeRun(mode)
+                asked = (await server.switch(mode)).get("modes") if args.modes else {mode: now.get("params")}
+                run.params = (asked or {}).get(mode)
+                await server.reset_stats()
+                run.before = await server.call("GET", "/stats")
                 stream.runs.append(run)
                 await _run_mode(server, stream.plan, run, send, log)
                 run.stats = await server.call("GET", "/stats")
+                run.instances = sorted(server.instances)
         if log and log.note:
             print(f"note: {log.note}", file=sys.stderr)
 

@@ -19,8 +19,9 @@ COUNT, DURATION_S, BINS, BARS = 2000, 20.0, 20, 200
 EVEN = "uniform:low=0.999,high=1.001"  # bins of the same size, to see what is inside
 
 
-CAPTION = """Sends per moment of 2,000 requests within 20 seconds. Above, outer distributions: how many requests each part of the
-time gets. In the middle, inner ones, of which three parts are shown: where within its part each lies. Below, the named bursts."""
+CAPTION = """Sends per moment of 2,000 requests within 20 seconds. Above, outer distributions: how many requests each part of
+the time gets. In the middle, inner ones, of which three parts are shown: where within its part each lies. Below, the named
+bursts."""
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from client.answers import Answer, ModeRun
 from client.shared.perfetto import Served, Traced
 
@@ -17,7 +19,7 @@ def _served(answer: Answer) -> Served:
     first_s = answer.piece_times[0] if answer.piece_times else None
     if first_s is None and answer.server_ttft_s is not None and not answer.error:
         first_s = answer.sent_s + answer.server_ttft_s  # as the server told: it counts from the arrival
-    more = {
+    more: dict[str, Any] = {
         "prompt_tokens": answer.prompt_tokens or request.prompt_tokens,
         "output_tokens": answer.tokens,
         "sent_s": answer.sent_s,

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from client.shared import style
-from client.shared.tables import LATENCIES
+from client.shared.figures import LATENCIES
 from simulator.results import Run
 
 POINTS = 1000  # of a curve
-CAPTION = """In virtual time, {}. Bars: longer is better. Curves: what share of the requests (for ITL: of the gaps between tokens)
-took no longer than so much; further left is faster, and where a curve ends is what the unluckiest waited."""
+CAPTION = """In virtual time, {}. Bars: longer is better. Curves: what share of the requests (for ITL: of the gaps between
+tokens) took no longer than so much; further left is faster, and where a curve ends is what the unluckiest waited."""
 
 
 @style.in_both_themes

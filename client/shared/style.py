@@ -75,8 +75,8 @@ def colour(mode: str) -> str:
 
 def tint(hue: str, share: float) -> str:
     """Mixed into the ground: 1 is the colour itself, 0 the ground."""
-    mixed = [share * c + (1 - share) * g for c, g in zip(to_rgb(hue), to_rgb(_now.ground), strict=True)]
-    return to_hex(mixed)
+    red, green, blue = (share * c + (1 - share) * g for c, g in zip(to_rgb(hue), to_rgb(_now.ground), strict=True))
+    return to_hex((red, green, blue))
 
 
 def shades(count: int) -> list[str]:
@@ -108,7 +108,7 @@ def _drawing(one: Theme) -> Iterator[None]:
     lines = ("axes.edgecolor", "xtick.color", "ytick.color")
     inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor", "hatch.color")
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    settings: dict[str, Any] = {"grid.color": one.grid, "axes.axisbelow": True, "legend.frameon": False}
+    settings: Any = {"grid.color": one.grid, "axes.axisbelow": True, "legend.frameon": False}
     settings |= {"legend.facecolor": one.ground, "legend.edgecolor": one.grid, "legend.labelcolor": one.ink}
     settings |= dict.fromkeys(lines, one.soft) | dict.fromkeys(inks, one.ink) | dict.fromkeys(grounds, one.ground)
     settings |= {"axes.spines.top": False, "axes.spines.right": False}

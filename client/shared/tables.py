@@ -1,7 +1,4 @@
-"""Tables for the terminal and as CSV, and how a distribution is told in numbers.
-
-It must not know what the numbers are of.
-"""
+"""Tables for the terminal and as CSV. It must not know what the numbers are of."""
 
 from __future__ import annotations
 
@@ -13,19 +10,7 @@ from typing import Any
 
 import numpy as np
 
-LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-STATISTICS = ("mean", "p50", "p90", "p99")
-
 Grid = Sequence[Sequence[str]]
-Distribution = dict[str, float | None]
-
-
-def distribution(numbers: Any) -> Distribution:
-    """Mean and percentiles of a sequence or an array, linear between the nearest ranks; None of nothing."""
-    if not len(numbers):
-        return dict.fromkeys(STATISTICS)
-    p50, p90, p99 = np.percentile(numbers, (50, 90, 99))
-    return {"mean": float(np.mean(numbers)), "p50": float(p50), "p90": float(p90), "p99": float(p99)}
 
 
 def show(value: float | None, digits: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 from batching.capacity import Shape, capacity
 from batching.policies import POLICIES
@@ -37,6 +37,7 @@ CAPTION = """Six workloads in virtual time, each with the scheme that it is for 
 Above: how long a prompt stops everybody else; how even steps are; what short jobs wait. Below: what padding wastes (red); what
 is computed of prompts that begin alike; which model answers as the load grows. Dotted: the limit, what would do, and the rates
 that each model can carry."""
+T = TypeVar("T")
 Gaps = list[tuple[float, float]]  # when a token came, and how long after the one before
 
 
@@ -78,10 +79,14 @@ def main() -> None:
     show([["rate", *CENG523_VARIANTS, "late"], *rows])
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        first = [{mode: found[0] for mode, found in drawn.items()} for drawn in (sizes, latencies, padding, prefills)]
         write_figures(args.out / "schemes.csv", {"latency_s": latencies, "slot_steps": padding, "prefill_tokens": prefills})
-        draw(args.out / "schemes.png", stalls, *first, needed, shares)
+        draw(args.out / "schemes.png", stalls, first(sizes), first(latencies), first(padding), first(prefills), needed, shares)
         print(f"written to {args.out}")
+
+
+def first(repeats: Mapping[str, Sequence[T]]) -> dict[str, T]:
+    """The first repeat of each mode."""
+    return {mode: found[0] for mode, found in repeats.items()}
 
 
 def show(rows: list[list[str]]) -> None:

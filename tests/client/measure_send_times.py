@@ -17,10 +17,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 from aiohttp import web
 
 from client.main import main as run_client
-from client.metrics import percentile
 
 TOKENS, SECONDS_A_TOKEN = 10, 0.02
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _ms(values: list[float], percent: float) -> str:
-    return f"{1e3 * (percentile(values, percent) or 0.0):.2f} ms"
+    return f"{1e3 * np.percentile(values, percent):.2f} ms"
 
 
 def serve(pipe: Connection) -> None:
