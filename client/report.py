@@ -91,9 +91,10 @@ def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, floa
     return f"report: {folder / 'report.html'}"
 
 
-def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes]]:
-    """Each picture's title and bytes."""
+def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes, bytes]]:
+    """Each chart's title and bytes, for light and for dark pages."""
     from client.plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
+    from client.shared.style import DARK
 
     runs, plan = stream.runs, stream.plan
     draw_throughput(folder / "throughput.png", runs, limits)
@@ -112,7 +113,8 @@ def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[
         draw_slots(folder / "slots.png", runs)
     else:
         del titles["slots"]
-    return [(title, (folder / f"{name}.png").read_bytes()) for name, title in titles.items()]
+    files = {name: folder / f"{name}.png" for name in titles}
+    return [(titles[name], file.read_bytes(), DARK.file(file).read_bytes()) for name, file in files.items()]
 
 
 def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 DPI = 120
+TITLE, LINE = 0.4, 0.18  # inches: the title, a line of the caption
 CHARACTERS_AN_INCH = 13.5  # of a caption
 
 # By mode: on a light ground and on a dark one. Neighbours in a comparison differ in lightness as well as in hue.
@@ -58,7 +59,7 @@ class Theme:
 
 
 LIGHT = Theme("light", 0, "#FFFFFF", "#16191D", "#4A5158", "#CFD5DA", "#B3122A")
-DARK = Theme("dark", 1, "#111417", "#EEF1F4", "#B3BCC4", "#3A434B", "#FF8896")
+DARK = Theme("dark", 1, "#111417", "#EEF1F4", "#B3BCC4", "#3A434B", "#DB2450")
 _now = LIGHT
 
 
@@ -86,7 +87,7 @@ def shades(count: int) -> list[str]:
 
 def width(place: int, count: int) -> float:
     """Of the line of one of several runs: those drawn first are wider, so that one that is hidden behind others still shows."""
-    return 1.8 + 0.9 * (count - 1 - place)
+    return 1.6 + 0.6 * (count - 1 - place)
 
 
 def in_both_themes(draw: Callable[..., None]) -> Callable[..., None]:
@@ -119,16 +120,18 @@ def _drawing(one: Theme) -> Iterator[None]:
         _now = before
 
 
-def figure(width: float, height: float, title: str, caption: str) -> Figure:
-    """In inches. ``caption``: what to see in it, in a sentence or two; it stands at the foot."""
+def figure(width: float, height: float, title: str, caption: str) -> SubFigure:
+    """The part to draw in, in inches, with the title above and the caption below it: what to see, in a sentence or two."""
     lines = fill(" ".join(caption.split()), int(width * CHARACTERS_AN_INCH))
-    made = Figure(figsize=(width, height + 0.45 + 0.18 * lines.count("\n")), layout="constrained")
-    FigureCanvasAgg(made)
-    made.suptitle(title, fontsize=13, fontweight="bold")
-    made.supxlabel(lines, fontsize=9.5, color=_now.soft, x=0.01, ha="left")
-    return made
+    heights = (TITLE, height, 0.2 + LINE * (1 + lines.count("\n")))
+    whole = Figure(figsize=(width, sum(heights)), layout="constrained")
+    FigureCanvasAgg(whole)
+    head, body, foot = whole.subfigures(3, 1, height_ratios=heights)
+    head.text(0.5, 0.4, title, fontsize=13, fontweight="bold", ha="center", va="center")
+    foot.text(0.01, 0.9, lines, fontsize=9.5, color=_now.soft, va="top")
+    return body
 
 
-def save(made: Figure, path: Path) -> None:
-    """Raises OSError."""
-    made.savefig(path, dpi=DPI)
+def save(made: SubFigure, path: Path) -> None:
+    """The whole of which ``made`` is a part. Raises OSError."""
+    made.figure.savefig(path, dpi=DPI)

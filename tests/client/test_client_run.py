@@ -358,7 +358,7 @@ def test_a_report_is_one_page_without_network_or_script_with_every_picture_in_it
     flags = ["--modes", "static,mixed", "--deferred", "0.5", "--goodput", "ttft:5", "tpot:1", "--report", str(tmp_path)]
     assert go(stub, tmp_path, *flags) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 2 * 6, "light and dark"
     assert not re.search(r"<script|<link|https?://(?!127\.0\.0\.1)", page)
     for name in ("throughput", "slots", "queue", "cdf", "latency", "plan"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -386,7 +386,7 @@ def test_results_that_were_written_are_shown_again_without_a_server(stub: Stub, 
         assert other["answers"] == [about(answer) for answer in one["answers"]]
         assert other["steps"] == one["steps"]
         assert other["groups"]["all"]["errors"] == one["groups"]["all"]["errors"] == {}
-    assert (again / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (again / "report.html").read_text().count("data:image/png;base64,") == 2 * 6, "light and dark"
 
 
 def as_the_simulator_writes_them(out: Path, **changes: Any) -> Path:
@@ -467,7 +467,7 @@ def test_without_step_records_the_report_says_so_and_leaves_the_timeline_out(stu
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "no step records (GET /steps)" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 2 * 5, "light and dark"
     assert not (tmp_path / "slots.png").exists()
     assert results(tmp_path)["modes"][0]["steps"] is None
 
@@ -493,7 +493,7 @@ def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: 
     flags += ["--numtokens_range", "3", "--modes", "nobatch,static", "--report", str(tmp_path)]
     assert main(flags) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3 * 5
+    assert page.count("data:image/png;base64,") == 3 * 10
     plans = [json.loads((tmp_path / name / "plan.json").read_text())["requests"] for name in ("low", "medium", "high")]
     assert len({json.dumps(plan) for plan in plans}) == 3
     assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]

@@ -96,7 +96,7 @@ def test_the_client_makes_its_page_of_what_was_simulated(tmp_path: Path):
     command = [sys.executable, str(CLIENT), "--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "page")]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert "roofline of gpt2" in said
-    assert (tmp_path / "page" / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (tmp_path / "page" / "report.html").read_text().count("data:image/png;base64,") == 2 * 6, "light and dark"
     assert (tmp_path / "page" / "slots.png").exists()
     simulated = json.loads((tmp_path / "results.json").read_text())["modes"]
     shown = json.loads((tmp_path / "page" / "results.json").read_text())["modes"]
