@@ -96,7 +96,11 @@ WORKLOAD_FLAGS = (
     "--numtokens_range", "--prompt-lengths", "--output-lengths", "--selection", "--deferred", "--context", "--seed",
 )  # fmt: skip
 APART = (
-    ("--results", (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--stream", "--url"), "nothing is sent"),
+    (
+        "--results",
+        (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--repeat", "--stream", "--url"),
+        "nothing is sent",
+    ),
     ("--plan", WORKLOAD_FLAGS, "the plan says it all"),
     (
         "--users",
@@ -107,8 +111,12 @@ APART = (
     ("--arrivals", ("--wait",), "the arrivals say when"),
     ("--rate", ("--duration",), "one follows from the other"),
     ("--output-lengths", ("--numtokens_range",), "both say how long outputs are"),
-    ("--prompt", ("--plan", "--plan-only", "--report", "--perfetto", "--goodput", "--stream"), "it sends a single request"),
-    ("--plan-only", ("--perfetto",), "nothing is sent"),
+    (
+        "--prompt",
+        ("--plan", "--plan-only", "--report", "--perfetto", "--goodput", "--repeat", "--stream"),
+        "it sends a single request",
+    ),
+    ("--plan-only", ("--perfetto", "--repeat"), "nothing is sent"),
 )
 NEEDED = {
     "--rate": "--arrivals",
@@ -179,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument
     add("--modes", type=_modes, metavar="A,B", help="modes to compare, with commas (default: the one the server is in)")
+    add("--repeat", type=_count, default=1, metavar="N", help="fire the plan N times in each mode, in turn (default 1)")
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from client.answers import Answer, ModeRun, Stream
+from client.answers import Answer, ModeRun, Stream, each_of, one_of_each_mode
 from client.arguments import parse_arguments, read_workloads
 from client.connection import ClientError, Server
 from client.firing import Send, fire
@@ -105,7 +105,7 @@ def compare(streams: Sequence[Stream], args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         stopped = "stopped by Ctrl-C; what came is kept"
     for stream in streams:
-        stream.runs = [run for run in stream.runs if run.answers]
+        stream.runs = one_of_each_mode(run for run in stream.runs if run.answers)
     streams = [stream for stream in streams if stream.runs]
     if streams:
         _show_and_write(streams, args, stopped)
@@ -130,9 +130,12 @@ async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None
         log = StepLog(server) if args.report or args.perfetto else None
 
         for stream in streams:
-            for mode in args.modes or [str(now["mode"])]:
+            modes = args.modes or [str(now["mode"])]
+            # Every other time backwards, so that what changes as time passes does not always meet the same mode first.
+            turns = [(n, mode) for n in range(1, args.repeat + 1) for mode in (modes if n % 2 else modes[::-1])]
+            for number, mode in turns:
                 server.instances.clear()
-                run = ModeRun(mode)
+                run = ModeRun(mode, repeat=number)
                 asked = (await server.switch(mode)).get("modes") if args.modes else {mode: now.get("params")}
                 run.params = (asked or {}).get(mode)
                 await server.reset_stats()
@@ -239,7 +242,7 @@ def _allow_open_sockets() -> None:
 def _write_trace(path: Path, streams: Sequence[Stream], about: str) -> str:
     """A line that says so. Raises ClientError."""
     try:
-        write_trace(path, [traced(stream.name, run) for stream in streams for run in stream.runs], about)
+        write_trace(path, [traced(stream.name, run) for stream in streams for run in each_of(stream.runs)], about)
     except OSError as error:
         raise ClientError(f"--perfetto {path}: {error.strerror or error}") from None
     return f"trace for ui.perfetto.dev: {path}"

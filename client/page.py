@@ -12,6 +12,7 @@ from html import escape
 from client.answers import ModeRun, Stream
 from client.checks import doubts, label
 from client.metrics import APART, beside_the_server, summary
+from client.shared.figures import REPEATS_SAID
 from client.shared.tables import show
 from client.tables import (
     MARKED,
@@ -21,6 +22,7 @@ from client.tables import (
     lag_lines,
     limits_said,
     overview,
+    repeats,
     simulated,
     times,
     warnings,
@@ -87,6 +89,7 @@ def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[s
         _html(overview(runs), 2, bold=True),
         *([f"<p class=quiet>{escape(MARKED)}</p>"] if any(doubts(run) for run in runs) else []),
         *(f"<p class=quiet>{escape(line)}</p>" for line in _unrecorded(runs)),
+        *([_html(repeats(runs), 2), f"<p class=quiet>{escape(REPEATS_SAID)}</p>"] if any(run.repeats for run in runs) else []),
         *images,
         "<h3>All times, in seconds</h3>",
         _html(times(runs, limits), 2, bold=True),

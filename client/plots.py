@@ -66,7 +66,9 @@ def draw_plan(path: Path, plan: Plan) -> None:
 @style.in_both_themes
 def draw_throughput(path: Path, runs: Sequence[ModeRun], limits: dict[str, float]) -> None:
     """Output tokens and requests a second, and what of the latter kept the limits."""
-    caption = "Longer is better. What batching is for: the same requests, more tokens a second."
+    caption = "Longer is better. What batching is for: the same requests, more tokens a second." + (
+        " Lines: how far repeats are apart." if any(run.repeats for run in runs) else ""
+    )
     figure = style.figure(10.0, 1.3 + 0.55 * len(runs), "Throughput", caption)
     panels = figure.subplots(1, 2, sharey=True, squeeze=False).ravel()
     found = [summary(run, "all", limits) for run in runs]
@@ -76,6 +78,10 @@ def draw_throughput(path: Path, runs: Sequence[ModeRun], limits: dict[str, float
         sizes = [one[name] or 0.0 for one in found]
         colours = [style.colour(run.mode) for run in runs]
         panel.barh(places, sizes, color=colours, height=0.66, alpha=0.45 if limits and name.startswith("request") else 1.0)
+        for i, run in enumerate(runs):
+            if run.repeats:
+                rates = [summary(one, "all", limits)[name] or 0.0 for one in run.repeats]
+                panel.plot([min(rates), max(rates)], [i, i], "|-", color=style.theme().ink, linewidth=1.2, markersize=9)
         for i, size in enumerate(sizes):
             panel.annotate(f"{size:.{digits}f}", (size, i), xytext=(5, 0), textcoords="offset points", va="center")
         panel.set_title(title, fontsize=12)
@@ -221,8 +227,8 @@ def draw_slots(path: Path, runs: Sequence[ModeRun]) -> None:
         after = np.linspace(0, last_s, picture.shape[1]) > run.last_s
         picture = np.ma.masked_array(picture, np.broadcast_to(after, picture.shape))
         panel.imshow(
-            picture, cmap=ListedColormap(_cell_colours(run.mode)), vmin=-0.5, vmax=len(CODES) - 0.5, aspect="auto", interpolation="nearest",
-            extent=(0, last_s, slots + 0.5, 0.5),
+            picture, cmap=ListedColormap(_cell_colours(run.mode)), vmin=-0.5, vmax=len(CODES) - 0.5,
+            aspect="auto", interpolation="nearest", extent=(0, last_s, slots + 0.5, 0.5),
         )  # fmt: skip
         panel.set_title(label(run), loc="left", fontsize=12, fontweight="bold", pad=3)
         panel.set_title(f"{timeline.story()}; done after {run.last_s:.1f} s", loc="right", fontsize=10.5, pad=3)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.answers import Answer, ModeRun, Stream
+from client.answers import Answer, ModeRun, Stream, each_of
 from client.checks import answered_modes, doubts
 from client.metrics import beside_the_server, lag, summary
 from client.page import page, section
@@ -24,7 +24,7 @@ def write_results(folder: Path, runs: Sequence[ModeRun]) -> str:
     """results.csv and latency.png; a line that says so. Raises OSError."""
     from client.plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
 
-    write_csv(folder / "results.csv", (_csv_row(run.mode, answer) for run in runs for answer in _in_order(run)))
+    write_csv(folder / "results.csv", (_csv_row(run, answer) for run in each_of(runs) for answer in _in_order(run)))
     draw_latency(folder / "latency.png", runs)
     return f"every request: {folder / 'results.csv'}\nplot: {folder / 'latency.png'}"
 
@@ -34,12 +34,13 @@ def _in_order(run: ModeRun) -> list[Answer]:
     return sorted(run.answers, key=lambda answer: answer.request.index)
 
 
-def _csv_row(mode: str, answer: Answer) -> dict[str, object]:
+def _csv_row(run: ModeRun, answer: Answer) -> dict[str, object]:
     """Times in seconds, an unknown one left empty."""
     request = answer.request
     good = not answer.error
     return {
-        "mode": mode,
+        "mode": run.mode,
+        "repeat": run.repeat,
         "request": request.index,
         "priority": request.priority,
         "requested_tokens": request.num_tokens,
@@ -126,6 +127,7 @@ def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[st
         "modes": [
             {
                 "mode": run.mode,
+                "repeat": run.repeat,
                 "params": run.params,
                 "doubts": doubts(run),
                 "answered_modes": answered_modes(run),
@@ -138,12 +140,12 @@ def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[st
                 "server_stats_before": run.before,
                 "server_stats": run.stats,
                 "answers": [
-                    _csv_row(run.mode, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
+                    _csv_row(run, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
                     for answer in _in_order(run)
                 ],
                 "slots": run.slots,
                 "steps": run.steps,
             }
-            for run in stream.runs
+            for run in each_of(stream.runs)
         ],
     }

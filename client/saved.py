@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from client.answers import Answer, ModeRun, Stream
+from client.answers import Answer, ModeRun, Stream, one_of_each_mode
 from client.shared import schema
 from client.workload import Plan, PlannedRequest
 
@@ -26,6 +26,7 @@ def read_results(path: Path) -> tuple[str, Stream]:
             raise ValueError('it must be an object with "modes"')
         schema.check(value.get("schema"), schema.RESULTS, "results")
         runs = [_run(mode) for mode in value["modes"]]
+        runs = one_of_each_mode(runs)
         requests = {answer.request.index: answer.request for run in runs for answer in run.answers}
         plan = Plan(tuple(requests[index] for index in sorted(requests)), made=str(value["plan"]))
         about = str(value["about"])
@@ -44,6 +45,7 @@ def _run(mode: dict[str, Any]) -> ModeRun:
     answers = [_answer(row) for row in mode["answers"]]
     run = ModeRun(str(mode["mode"]), answers, dict(mode["server_stats"]), mode["steps"], int(mode["slots"]))
     run.params, run.before = mode.get("params"), dict(mode.get("server_stats_before") or {})
+    run.repeat = int(mode["repeat"])
     run.instances = list(mode.get("instances") or ())
     if run.simulated:  # which writes no answer for what it refused
         run.unserved = {str(kind): int(count) for kind, count in mode["groups"]["all"]["errors"].items()}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from client.answers import ModeRun
+from client.answers import ModeRun, each_of
 from client.checks import MARK, doubts, label
 from client.metrics import APART, LATE_S, Figure, beside_the_server, lag, number, summary
-from client.shared.figures import LATENCIES, STATISTICS
+from client.shared import figures
+from client.shared.figures import LATENCIES, REPEATS_SAID, STATISTICS
 from client.shared.tables import show, text
 
 Grid = list[list[str]]
@@ -60,6 +61,8 @@ def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
     legend, streamed = (SIMULATED_LEGEND, SIMULATED_STREAMED) if virtual else (LEGEND, STREAMED)
     marked = [MARKED] if any(doubts(run) for run in runs) else []
     parts = [text(overview(runs), 2, left={0, len(HEADERS) - 1}), *marked, legend, *_error_notes(runs)]
+    if any(run.repeats for run in runs):
+        parts += ["", text(repeats(runs), 2), REPEATS_SAID]
     if limits or any(answer.piece_times for run in runs for answer in run.answers):
         parts += ["", text(times(runs, limits), 2, left={0}), streamed]
         if limits:
@@ -72,7 +75,7 @@ def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
 
 def warnings(runs: Sequence[ModeRun]) -> list[str]:
     """What makes the runs' figures doubtful: that they are not what the mode's name says, and requests sent late."""
-    wrong = [f"{run.mode}: {doubt}" for run in runs for doubt in doubts(run)]
+    wrong = list(dict.fromkeys(f"{run.mode}: {doubt}" for run in each_of(runs) for doubt in doubts(run)))
     late = {run.mode: p99 for run in runs if (p99 := lag(run)["p99"] or 0.0) > LATE_S}
     if not late:
         return wrong
@@ -126,6 +129,11 @@ def _overview_row(run: ModeRun, group: str) -> list[str]:
         show(number(run.stats, "preemptions"), 0) if whole else "",
         ", ".join(f"{count} x {kind}" for kind, count in found["errors"].items()),
     ]
+
+
+def repeats(runs: Sequence[ModeRun]) -> Grid:
+    """A row a mode: the medians of its repeats, and how far these are apart."""
+    return figures.repeats({label(run): [summary(one, "all", {}) for one in run.repeats or [run]] for run in runs})
 
 
 def times(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> Grid:

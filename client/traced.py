@@ -10,8 +10,9 @@ from client.shared.perfetto import Served, Traced
 
 def traced(stream: str, run: ModeRun) -> Traced:
     """``stream``: the name of its plan, empty where there is one only."""
+    named = (stream, run.mode, f"repeat {run.repeat}" if run.repeat > 1 else "")
     served = (_served(answer) for answer in sorted(run.answers, key=lambda answer: answer.request.index))
-    return Traced(f"{stream}, {run.mode}" if stream else run.mode, run.steps or [], served)
+    return Traced(", ".join(filter(None, named)), run.steps or [], served)
 
 
 def _served(answer: Answer) -> Served:

@@ -113,6 +113,7 @@ class Run:
     slots: int = 0
     steps: Sequence[dict[str, Any]] | None = None
     variants: Sequence[str] = ("default",)
+    repeat: int = 1
 
     @property
     def groups(self) -> Sequence[str]:
@@ -197,6 +198,24 @@ def table(runs: Sequence[Run]) -> str:
     return f"{text(overview, 2)}\n\n{text(times, 2)}"
 
 
+def repeats(runs: Sequence[Run]) -> str:
+    """A row a mode: the medians of its repeats, and how far these are apart."""
+    by_mode: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_mode.setdefault(run.mode, []).append(run.summary())
+    return f"{text(figures.repeats(by_mode), 2)}\n{figures.REPEATS_SAID}"
+
+
+def shown(runs: Sequence[Run]) -> list[Run]:
+    """Those of the repeat that stands for all of them."""
+    number = figures.middle_one([run for run in runs if run.mode == runs[0].mode], _throughput).repeat
+    return [run for run in runs if run.repeat == number]
+
+
+def _throughput(run: Run) -> float:
+    return float(run.columns.output.sum()) / (run.columns.wall_s or 1.0)
+
+
 def _by_variant(run: Run) -> str:
     served = run.engine["requests_by_variant"]
     return ", ".join(f"{served.get(str(place), 0)} x {name}" for place, name in enumerate(run.variants))
@@ -216,6 +235,7 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
         "modes": [
             {
                 "mode": run.mode,
+                "repeat": run.repeat,
                 "groups": {group: run.summary(group) for group in run.groups},
                 "lag_s": dict.fromkeys((*STATISTICS, "max"), 0.0),
                 "beside_the_server": [],
@@ -232,7 +252,11 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
 def traced(run: Run) -> Traced:
     """The run as a trace has it."""
     columns = run.columns
-    return Traced(run.mode, run.steps or [], [_served(columns, i) for i in np.argsort(columns.index)])
+    return Traced(
+        run.mode + (f", repeat {run.repeat}" if run.repeat > 1 else ""),
+        run.steps or [],
+        [_served(columns, i) for i in np.argsort(columns.index)],
+    )
 
 
 def _served(columns: Columns, i: int) -> Served:
@@ -256,6 +280,7 @@ def _answers(run: Run) -> list[dict[str, Any]]:
         tpot = round(float(times[-1] - times[0]) / (tokens - 1), 6) if tokens > 1 else None
         answers.append({
             "mode": run.mode,
+            "repeat": run.repeat,
             "request": int(columns.index[i]),
             "priority": "deferred" if columns.deferred[i] else "immediate",
             "requested_tokens": tokens,

@@ -498,3 +498,27 @@ def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: 
     assert len({json.dumps(plan) for plan in plans}) == 3
     assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]
     assert len(stub.bodies["static"]) == 18
+
+
+def test_repeats_take_turns_and_the_table_has_their_medians_and_how_far_they_are_apart(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(stub, tmp_path, "--modes", "static,mixed", "--repeat", "3", "--report", str(tmp_path)) == 0
+    found = results(tmp_path)["modes"]
+    assert sorted((mode["mode"], mode["repeat"]) for mode in found) == [(m, n) for m in ("mixed", "static") for n in (1, 2, 3)]
+    assert len(rows(tmp_path)) == 2 * 3 * 8
+    assert [len(stub.bodies[mode]) for mode in ("static", "mixed")] == [24, 24]
+    shown = capsys.readouterr().out
+    for mode in ("static", "mixed"):
+        rates = sorted(one["groups"]["all"]["output_token_throughput"] for one in found if one["mode"] == mode)
+        spread = (rates[-1] - rates[0]) / (sum(rates) / 3)
+        assert re.search(rf"^{mode}\W+3 +{rates[1]:.1f} \({spread:.0%}\)", shown, re.MULTILINE), shown
+    assert main(["--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "again")]) == 0
+    assert len(results(tmp_path / "again")["modes"]) == 6
+
+
+def test_modes_are_repeated_backwards_every_other_time(stub: Stub, tmp_path: Path) -> None:
+    switched: list[str] = []
+    stub.on_request = lambda count: switched.append(stub.mode)
+    assert go(stub, tmp_path, "--modes", "nobatch,static,mixed", "--repeat", "2", "--numsamples", "1") == 0
+    assert switched == ["nobatch", "static", "mixed", "mixed", "static", "nobatch"]
