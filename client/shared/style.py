@@ -38,7 +38,7 @@ MODES = {
     "batchllm": ("#6B4226", "#C99A78"),
     "deadline": ("#3D3D9E", "#9C9CF5"),
 }
-OWN = (("#2F6F6B", "#86CFC9"), ("#9C5A6B", "#E0A5B4"), ("#5F5F8C", "#BDBDE8"))  # policies of one's own
+OWN = (("#2F6F6B", "#86CFC9"), ("#9C5A6B", "#E0A5B4"), ("#4F7CAC", "#A9C7E8"))  # policies of one's own
 
 
 @dataclass(frozen=True)
