@@ -126,10 +126,12 @@ def figure(width: float, height: float, title: str, caption: str) -> SubFigure:
     heights = (TITLE, height, 0.2 + LINE * (1 + lines.count("\n")))
     whole = Figure(figsize=(width, sum(heights)), layout="constrained")
     FigureCanvasAgg(whole)
-    head, body, foot = whole.subfigures(3, 1, height_ratios=heights)
+    parts: Any = whole.subfigures(3, 1, height_ratios=heights)
+    head, body, foot = parts
     head.text(0.5, 0.4, title, fontsize=13, fontweight="bold", ha="center", va="center")
     foot.text(0.01, 0.9, lines, fontsize=9.5, color=_now.soft, va="top")
-    return body
+    made: SubFigure = body
+    return made
 
 
 def save(made: SubFigure, path: Path) -> None:
