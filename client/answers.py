@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from client.shared.figures import middle_one
-from client.workload import Plan, PlannedRequest
+from client.shared.plan import Plan, PlannedRequest
 
 
 @dataclass(frozen=True)

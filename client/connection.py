@@ -17,7 +17,7 @@ import aiohttp
 
 from client.answers import Answer
 from client.metrics import number
-from client.workload import PlannedRequest
+from client.shared.plan import PlannedRequest
 
 CONNECT_S = 10.0
 PROBE_S = 5.0

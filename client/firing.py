@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from client.answers import Answer, ModeRun
 from client.connection import ClientError, Server
-from client.workload import Plan, PlannedRequest
+from client.shared.plan import Plan, PlannedRequest
 
 GRACE_S = 5.0  # after the server is gone: how long to wait for the answers still on their way
 

@@ -24,10 +24,11 @@ from client.firing import Send, fire
 from client.report import write_report, write_results
 from client.saved import read_results
 from client.shared.perfetto import write_trace
+from client.shared.plan import Plan, PlannedRequest, read_plan, write_plan
 from client.steps import StepLog
 from client.tables import table, warnings
 from client.traced import traced
-from client.workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
+from client.workload import make_plan
 
 OPEN_SOCKETS = 8192
 LEAD_S = 0.05  # from the last preparation to the plan's time 0

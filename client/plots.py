@@ -22,8 +22,8 @@ from client.answers import Answer, ModeRun
 from client.checks import label
 from client.metrics import summary
 from client.shared import style
+from client.shared.plan import PRIORITIES, Plan, PlannedRequest
 from client.timeline import CODES, NO_RECORD, Timeline
-from client.workload import PRIORITIES, Plan, PlannedRequest
 
 MARKERS = {"immediate": "o", "deferred": "^"}
 LINES = ("-", "--", ":")

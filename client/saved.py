@@ -11,7 +11,7 @@ from typing import Any
 
 from client.answers import Answer, ModeRun, Stream, one_of_each_mode
 from client.shared import schema
-from client.workload import Plan, PlannedRequest
+from client.shared.plan import Plan, PlannedRequest
 
 
 class ResultsError(ValueError):

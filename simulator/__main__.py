@@ -16,8 +16,9 @@ from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
 from client.shared.perfetto import write_trace
+from client.shared.plan import PlanError
 from simulator.calibrate import LogError, busy_steps, make_again, make_steps, read_log, read_steps
-from simulator.plans import Lengths, Plan, PlanError, poisson_plan, read_plan
+from simulator.plans import Lengths, Plan, poisson_plan, read_plan
 from simulator.results import Run, everything, repeats, shown, table, traced
 from simulator.routing import ROUTERS
 from simulator.simulation import run

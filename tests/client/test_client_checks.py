@@ -11,7 +11,7 @@ import pytest
 from client.answers import Answer, ModeRun
 from client.checks import doubts, label
 from client.main import main
-from client.workload import PlannedRequest
+from client.shared.plan import PlannedRequest
 from tests.client.client_stub import Stub
 
 

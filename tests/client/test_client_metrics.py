@@ -9,9 +9,9 @@ import pytest
 from client.answers import Answer, ModeRun
 from client.metrics import beside_the_server, lag, summary
 from client.shared.figures import distribution
+from client.shared.plan import PlannedRequest
 from client.tables import table, warnings
 from client.timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
-from client.workload import PlannedRequest
 
 
 def planned(index: int, at_s: float, priority: str = "immediate") -> PlannedRequest:

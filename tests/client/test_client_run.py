@@ -16,8 +16,8 @@ import pytest
 
 from client.answers import Answer, ModeRun
 from client.main import main
+from client.shared.plan import PlannedRequest
 from client.tables import table
-from client.workload import PlannedRequest
 from tests.client.client_stub import MODES, Stub
 from tests.trace_format import read_trace, slices, tracks
 

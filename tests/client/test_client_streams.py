@@ -16,7 +16,8 @@ from client.arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_ar
 from client.distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
 from client.lengths import WORDS, draw_lengths, fit, read_lengths, words
 from client.main import main
-from client.workload import PlanError, Workload, make_plan, read_plan, write_plan
+from client.shared.plan import PlanError, read_plan, write_plan
+from client.workload import Workload, make_plan
 
 SPANS = {"outer": st.sampled_from(sorted(OUTER)), "inner": st.sampled_from(sorted(INNER))}
 

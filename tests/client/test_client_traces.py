@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from client.main import main
+from client.shared.plan import read_plan
 from client.traces import TraceError, TraceRow, read_trace
-from client.workload import read_plan
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

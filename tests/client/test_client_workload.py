@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from client.workload import OPENINGS, PlannedRequest, Workload, make_plan
+from client.shared.plan import PlannedRequest
+from client.workload import OPENINGS, Workload, make_plan
 
 LENGTHS = (1, 25, 50, 100)
 
