@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from batching.plan import Plan
 from batching.request import Request
 from batching.step import Step, StepResult
 from batching.totals import CLASSES, Totals, class_of, share
@@ -59,6 +60,17 @@ class Stats:
                 self._work_since = now
             self._live += 1
 
+    def on_plan(self, plan: Plan, step: int, now: float) -> None:
+        """A plan was committed: for the step of this number, or before it where nothing is computed."""
+        if not (plan.preempted or plan.promoted or plan.reasons):
+            return
+        with self._lock:
+            self._totals.counts.preemptions += len(plan.preempted)
+            self._totals.counts.promotions += len(plan.promoted)
+            latest = {(request, why) for _, _, request, why in self._decisions}
+            new = ((request, why) for request, why in plan.reasons.items() if (request, why) not in latest)
+            self._decisions.extend((step, now, request, why) for request, why in new)
+
     def on_step(self, step: Step, blocks_in_use: int) -> None:
         with self._lock:
             self._started_at = step.planned_at if self._started_at is None else self._started_at
@@ -76,13 +88,8 @@ class Stats:
             counts.computed_tokens += computed
             counts.padding_tokens += step.num_padding
             counts.batch_sizes[rows] += 1
-            counts.preemptions += len(step.preempted)
-            counts.promotions += len(step.promoted)
             counts.recomputed_tokens += again
             self._totals.histograms.step_tokens.observe(computed)
-            latest = {(request, why) for _, _, request, why in self._decisions}
-            new = ((request, why) for request, why in step.reasons.items() if (request, why) not in latest)
-            self._decisions.extend((step.id, step.planned_at, request, why) for request, why in new)
             self._peak_blocks = max(self._peak_blocks, blocks_in_use)
 
     def on_result(self, result: StepResult, continued: Sequence[Request]) -> None:

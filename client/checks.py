@@ -30,6 +30,12 @@ def answered_modes(run: ModeRun) -> Counter[str]:
     return Counter(answer.mode for answer in run.answers if not answer.error and answer.mode)
 
 
+def _servers(run: ModeRun) -> dict[str, int]:
+    """How many of the requests each server answered, those that answered only calls around the run included."""
+    answers = Counter(answer.instance for answer in run.answers if answer.instance)
+    return {name: answers[name] for name in dict.fromkeys([*answers, *run.instances])}
+
+
 def _modes(run: ModeRun) -> Iterator[str]:
     modes = answered_modes(run)
     others = modes - Counter({run.mode: modes[run.mode]})
@@ -42,12 +48,11 @@ def _modes(run: ModeRun) -> Iterator[str]:
 
 def _instances(run: ModeRun) -> Iterator[str]:
     """Two servers behind one address, or one that was started anew."""
-    answers = Counter(answer.instance for answer in run.answers if answer.instance)
-    told = dict.fromkeys([*answers, *run.instances])
-    if len(told) > 1:
-        named = ", ".join(f"{name} ({answers[name]} of the requests)" for name in told)
+    servers = _servers(run)
+    if len(servers) > 1:
+        named = ", ".join(f"{name} ({count} of the requests)" for name, count in servers.items())
         figures = f"; the server's figures are {run.stats['instance']}'s alone" if run.stats.get("instance") else ""
-        yield f"{len(told)} servers answered, or one that was started anew: {named}{figures}"
+        yield f"{len(servers)} servers answered, or one that was started anew: {named}{figures}"
 
 
 def _parameters(run: ModeRun) -> Iterator[str]:
@@ -57,15 +62,15 @@ def _parameters(run: ModeRun) -> Iterator[str]:
             yield f"{when} the run the mode's parameters were not those asked for: {_apart(run.params, params)}"
             return
     before, after = (number(stats, "policy_changes") for stats in (run.before, run.stats))
-    one_server = run.before.get("instance") == run.stats.get("instance")
-    if one_server and before is not None and after is not None and before != after:
-        yield f"the policy was changed {after - before:.0f} times during the run"
+    if len(_servers(run)) <= 1 and before is not None and after is not None and before != after:
+        times = "once" if after - before == 1 else f"{after - before:.0f} times"
+        yield f"the policy was changed {times} during the run"
 
 
 def _others(run: ModeRun) -> Iterator[str]:
     """Requests of other clients, or of earlier runs, in the server's figures."""
     before, after = (number(stats, "requests_finished") for stats in (run.before, run.stats))
-    if before is None or after is None or run.before.get("instance") != run.stats.get("instance"):
+    if before is None or after is None or len(_servers(run)) > 1:  # of two servers each counts its own
         return
     served = sum(not answer.error for answer in run.answers)
     what = "server TTFT, batch size, padding and preemptions"

@@ -217,7 +217,7 @@ async def ask_once(args: argparse.Namespace) -> int:
         f"{answer.tokens} tokens in mode {answer.mode or '-'}",
         f"latency {answer.latency_s:.3f} s seen from here",
         f"{_seconds(answer.server_latency_s)} in the server",
-        f"first token after {_seconds(answer.server_ttft_s)}",
+        f"server TTFT {_seconds(answer.server_ttft_s)}",
     ]
     print("\n" + ", ".join(times))
     return 0

@@ -15,7 +15,9 @@ from client.metrics import APART, beside_the_server, summary
 from client.shared.figures import REPEATS_SAID
 from client.shared.tables import show
 from client.tables import (
+    LEGEND,
     MARKED,
+    SIMULATED_LEGEND,
     SIMULATED_STREAMED,
     STREAMED,
     Grid,
@@ -53,7 +55,8 @@ def page(streams: Sequence[Stream], about: str, told: Sequence[str], sections: S
     names = ", ".join(stream.name for stream in streams)
     modes = ", ".join(dict.fromkeys(run.mode for stream in streams for run in stream.runs))
     several = len(streams) > 1
-    headline = f"Arrivals {names}, in the modes {modes}" if several else _headline(streams[0].runs)
+    runs = [run for stream in streams for run in stream.runs]
+    headline = (_wrong(runs) or f"Arrivals {names}, in the modes {modes}") if several else _headline(runs)
     parts = [
         f"<h1>{escape(headline)}</h1>",
         f"<p class=quiet>{escape(about)}</p>",
@@ -88,6 +91,7 @@ def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[s
         *(f"<p class=warning>{escape(line)}</p>" for line in (*warnings(runs), *plan.notes)),
         _html(overview(runs), 2, bold=True),
         *([f"<p class=quiet>{escape(MARKED)}</p>"] if any(doubts(run) for run in runs) else []),
+        f"<p class=quiet>{escape(SIMULATED_LEGEND if simulated(runs) else LEGEND)}</p>",
         *(f"<p class=quiet>{escape(line)}</p>" for line in _unrecorded(runs)),
         *([_html(repeats(runs), 2), f"<p class=quiet>{escape(REPEATS_SAID)}</p>"] if any(run.repeats for run in runs) else []),
         *images,
@@ -146,12 +150,16 @@ def _across(streams: Sequence[Stream]) -> Grid:
     return grid
 
 
+def _wrong(runs: Sequence[ModeRun]) -> str:
+    """That some modes' figures are not their own, in a sentence; nothing where all are."""
+    modes = dict.fromkeys(run.mode for run in runs if doubts(run))
+    return f"Do not compare: the figures of {', '.join(modes)} are not what the name says" if modes else ""
+
+
 def _headline(runs: Sequence[ModeRun]) -> str:
-    """The difference between the first and the best of the modes, in a sentence; that there is none to be drawn, where a mode's
-    figures are not its own."""
-    wrong = [run.mode for run in runs if doubts(run)]
-    if wrong:
-        return f"Do not compare: the figures of {', '.join(wrong)} are not what the name says"
+    """The difference between the first and the best of the modes, in a sentence."""
+    if wrong := _wrong(runs):
+        return wrong
     rates = {run.mode: summary(run, "all", {})["output_token_throughput"] or 0.0 for run in runs}
     best, worst = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
     if len(rates) < 2 or not rates[worst]:

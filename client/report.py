@@ -69,7 +69,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-WITHOUT_STEPS = "the server has no step records (GET /steps), so that there is no timeline of its slots"
+WITHOUT_STEPS = "there are no step records (GET /steps) of a single server, so that there is no timeline of its slots"
 SIMULATED_WITHOUT_STEPS = (
     "These are several engines in virtual time, whose steps are not recorded: there is no timeline of their slots. The figures "
     "are of all of them together."

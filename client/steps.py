@@ -21,8 +21,9 @@ PAGE = 1000  # records a call
 
 
 class StepLog:
-    """Reads on where it stopped. ``there`` turns False at a server that has no step records that this client can read, and
-    ``note`` then says why, if it is worth a line."""
+    """Reads on where it stopped. ``there`` turns False at a server without step records that this client can read, and where
+    several servers answer: the ids of their steps go on from each other's as if they were one's. ``note`` says why, if it is
+    worth a line."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -65,7 +66,7 @@ class StepLog:
             self.there = False
             return []
         steps, slots = found.get("steps"), found.get("slots")
-        if not isinstance(steps, list) or not isinstance(slots, int):
+        if not isinstance(steps, list) or not isinstance(slots, int) or self._mixed(steps):
             self.there = False
             return []
         try:
@@ -77,3 +78,7 @@ class StepLog:
         if steps:
             self._after = steps[-1]["id"]
         return steps
+
+    def _mixed(self, steps: list[dict[str, Any]]) -> bool:
+        """Whether these are another server's, or may be."""
+        return len(self._server.instances) > 1 or bool(steps and steps[0]["id"] <= self._after)

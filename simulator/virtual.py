@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, Protocol
 
 from batching.driver import Driver, Log
+from batching.plan import Plan
 from batching.policy import Limits, Policy
 from batching.request import Lane, Request
 from batching.scheduler import Scheduler
@@ -77,6 +78,9 @@ class Unwatched(StepLog):
     ) -> None:
         pass
 
+    def on_plan(self, plan: Plan) -> None:
+        pass
+
     def on_result(self, result: StepResult, tokens: int) -> None:
         pass
 
@@ -98,10 +102,12 @@ class Replica:
         log: Log | None = None,
         steps: StepLog | None = None,
         known: Sequence[StepTime] = (),
+        on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
         """`known`: the step times of the model's variants, where the policy need not learn them."""
         self.clock = VirtualClock()
-        self.driver = Driver(Scheduler(policy, limits, known), self.clock, on_answer, log, steps=steps or Unwatched())
+        scheduler = Scheduler(policy, limits, known)
+        self.driver = Driver(scheduler, self.clock, on_answer, log, steps=steps or Unwatched(), on_plan=on_plan)
         self.due: float | None = None
         self._executor = VirtualExecutor(self.clock, step_time, max(depth, limits.lanes))
 
@@ -183,6 +189,7 @@ def simulate(
     *,
     depth: int = 1,
     on_step: Callable[[Step], None] = lambda step: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
     log: Log | None = None,
     known: Sequence[StepTime] = (),
 ) -> list[Request]:
@@ -194,6 +201,6 @@ def simulate(
         on_step(step)
         return step_time(step)
 
-    replica = Replica(policy, limits, timed, answered.append, depth=depth, log=log, known=known)
+    replica = Replica(policy, limits, timed, answered.append, depth=depth, log=log, known=known, on_plan=on_plan)
     serve([replica], OpenLoop(sorted(requests, key=lambda req: req.arrival)))
     return answered

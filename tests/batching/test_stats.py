@@ -97,7 +97,7 @@ def test_a_step_that_was_under_way_at_a_reset_counts_from_the_reset_on():
     clock = VirtualClock()
     driver = Driver(Scheduler(Dynamic(), LIMITS), clock, lambda req: None)
     driver.submit(Request("a", [0], 2))
-    step = driver.plan()
+    step = driver.next_step()
     assert step is not None
     driver.stats.reset(now=9.0, live=True)
     driver.complete(StepResult(step.id, 0.0, 10.0, {"a": 1}))

@@ -73,7 +73,7 @@ def test_a_switch_there_and_back_is_noticed() -> None:
 
 
 def test_two_servers_behind_one_address_are_named() -> None:
-    found = run(answers("static", "static", "static", instances="aba"), instances=["a"])
+    found = run(answers("static", "static", "static", instances="aba"), instances=["a"], stats=stats(requests_finished=2))
     (told,) = doubts(found)
     assert told.startswith("2 servers answered, or one that was started anew: a (2 of the requests), b (1 of the requests)")
     assert told.endswith("the server's figures are a's alone")
@@ -148,8 +148,27 @@ def test_two_servers_behind_one_address_mark_every_mode(stub: Stub, tmp_path: Pa
         assert {answer["answered_by"] for answer in mode["answers"]} == {"one", "two"}
 
 
+def test_two_servers_whose_step_records_overlap_do_not_hold_the_client_up(stub: Stub, tmp_path: Path) -> None:
+    stub.instances = ["one", "two"]
+    cells = {"end": 100.0, "ms": 1.0, "cells": "d", "new": [], "gone": [], "queue": 0, "running": 1}
+    stub.steps = [cells | {"id": 5}]
+    stub.first_again = True
+    go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path))
+    assert [mode["steps"] for mode in saved(tmp_path)] == [None, None]
+    assert "no step records (GET /steps) of a single server" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_run_as_asked_for_is_marked_nowhere(stub: Stub, tmp_path: Path, capsys: Any) -> None:
     go(stub, tmp_path, "--modes", "static,mixed", "--report", str(tmp_path))
     assert " !" not in capsys.readouterr().out
     assert "Do not compare" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [mode["doubts"] for mode in saved(tmp_path)] == [[], []]
+
+
+def test_of_several_arrivals_the_page_says_it_at_its_top(stub: Stub, tmp_path: Path) -> None:
+    stub.instances = ["one", "two"]
+    line = ["--url", stub.url, "--numsamples", "4", "--arrivals", "low", "high", "--duration", "0.1", "--modes", "static"]
+    assert main([*line, "--report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Do not compare: the figures of static are not what the name says</h1>" in page
+    assert page.count("<td class=apart>static !</td>") == 2 * 2

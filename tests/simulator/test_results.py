@@ -101,7 +101,7 @@ def test_engines_that_keep_no_records_make_the_same_plans():
         made: list[tuple] = []
         clock = VirtualClock()
         driver = Driver(Scheduler(Dynamic(), LIMITS), clock, lambda req: None, steps=None if watched else Unwatched())
-        executor = VirtualExecutor(clock, lambda step: made.append(step.plan()) or 1.0)
+        executor = VirtualExecutor(clock, lambda step: made.append(step.values()) or 1.0)
         for index in range(6):
             driver.submit(Request(str(index), [0] * 5, 3))
         while driver.iterate(executor) is not None:

@@ -145,7 +145,7 @@ function update() {
   const time = isLive && clock !== null ? clock + performance.now() / 1000 : (last?.end ?? 0);
   const from = Math.max(0, end - timeline.columns);
   const state = isLive && now ? now : last;
-  charts.draw(shown, end, time, $("metric").value, state?.first_step ?? 0);
+  charts.draw(shown, end, time, $("metric").value, state);
   const recent = isLive && clock === null ? [] : stepsOfLast(end, time, 2);
   $("fact-mode").textContent = state?.mode ?? "–";
   $("fact-busy").textContent = state ? `${state.running} of ${shown.slots}` : "–";
