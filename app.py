@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,13 @@ def _exit_failed(error: BaseException) -> None:
 
 
 def _open_log(path: str) -> Any:
-    file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the server runs
+    """A private file of its own for each run; those before it are kept as PATH.1, PATH.2, ..."""
+    log = Path(path)
+    if log.is_file() and log.stat().st_size:
+        log.rename(next(old for n in count(1) if not (old := log.with_name(f"{log.name}.{n}")).exists()))
+    file = open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    if log.is_file():
+        log.chmod(0o600)
 
     def write(record: dict[str, Any]) -> None:
         if file.closed:

@@ -21,6 +21,7 @@ PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+READING = 2000  # connections that have sent no whole request
 MAX_VIEWERS = 64  # of /events; each holds a thread
 
 
@@ -141,6 +142,11 @@ class Settings:
     def threads(self) -> int:
         """Each waiting request and each viewer blocks one HTTP thread."""
         return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM + MAX_VIEWERS
+
+    @property
+    def connections(self) -> int:
+        """Those that have a thread, and those that are being read or are kept for the next request."""
+        return self.threads + READING
 
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
