@@ -170,7 +170,8 @@ def main() -> None:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    allow_open_files(2 * settings.threads)
+    if told := allow_open_files(settings):
+        print(f"server.sh: {told}", file=sys.stderr, flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     here = os.path.dirname(os.path.abspath(__file__))
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
@@ -179,12 +180,18 @@ def main() -> None:
     os.execve(sys.executable, command, environment | settings.environment())
 
 
-def allow_open_files(wanted: int) -> None:
-    """A waiting request is an open socket: many shells allow 1,024 files a process, and more where it is asked for."""
+def allow_open_files(settings: config.Settings) -> str | None:
+    """A connection is an open file: many shells allow 1,024 a process, and more where it is asked for. What to say where even
+    that is not enough; then fewer connections are taken at a time (`gunicorn.conf.py`)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    wanted = settings.connections + config.OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most >= settings.threads + config.OTHER_FILES:
+        return None
+    needed = f"--max-queue {settings.max_queue} needs {settings.threads + config.OTHER_FILES}"
+    return f"only {hard} files may be open at a time, and {needed}: raise the limit (ulimit -Hn), or lower --max-queue"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
 READING = 2000  # connections that have sent no whole request
+OTHER_FILES = 256  # that the server has open: its own, its libraries', uploads
 MAX_VIEWERS = 64  # of /events; each holds a thread
 
 

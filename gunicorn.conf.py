@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 
+from config import OTHER_FILES
 from config import read as read_settings  # not `import config`: gunicorn would take that for its own setting
 
 settings = read_settings({}, os.environ, {})
@@ -14,7 +16,7 @@ bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{sett
 workers = 1
 worker_class = "api.worker.Worker"
 threads = settings.threads
-worker_connections = settings.connections
+worker_connections = max(1, min(settings.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
 keepalive = (
     310  # seconds: longer than clients keep unused connections (OkHttp and Chrome 300, Go 90), so that they are who closes
 )

@@ -102,7 +102,9 @@ class Incoming:
         try:
             request = Request(self._config, IterUnreader([head]), self._address, self._number)
         except Exception as error:  # gunicorn has many for what a client may send
-            told = f"has {len(head)} bytes and no end" if isinstance(error, errors.NoMoreData) else str(error)
+            told = (
+                f"has no end, and may be at most {MAX_HEAD_BYTES} bytes" if isinstance(error, errors.NoMoreData) else str(error)
+            )
             raise Refusal(STATUS.get(type(error), 400), f"the request's head: {told}", "bad_request") from None
         reader = request.body.reader
         self.request, self.since, self._limit = request, now, self._limit_of(request)
