@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, metrics, openai, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, hosts, metrics, openai, teaching, watching
 from api.completion import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -45,6 +45,8 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.extensions["store"] = store
     app.extensions["runner"] = runner
     errors.register(app)
+    if not settings.api_key:
+        hosts.register(app, settings.host, settings.allowed_hosts)
     auth.register(app, settings.api_key, settings.teacher_key)
     app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)

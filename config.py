@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any, NoReturn
 
 from batching.policies import POLICIES
@@ -20,6 +21,7 @@ from batching.policy import Policy
 PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
+HOST_CHARACTERS = {*ascii_letters, *digits, *".-_:"}
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
 READING = 2000  # connections that have sent no whole request
 OTHER_FILES = 256  # that the server has open: its own, its libraries', uploads
@@ -77,6 +79,13 @@ def _variants(text: str) -> tuple[str, ...]:
     return names
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name == "*" or (name.strip(".") and set(name) <= HOST_CHARACTERS) for name in names):
+        raise ValueError("must be host names without ports, with commas between")
+    return names
+
+
 def _key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("must be printable ASCII without spaces")
@@ -126,6 +135,9 @@ class Settings:
     )
     api_key: str = _setting("", _key, "asked of every call but /health")
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), _hosts, "names it answers to without an API key, beside localhost and --host: a.org,.b.org (with subdomains), or *"
+    )
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     data_dir: str = _setting("data", str, "where files and batches are kept; one server at a time")
@@ -152,8 +164,9 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        if self.variants:
-            values["variants"] = ",".join(self.variants)
+        for name in ("variants", "allowed_hosts"):
+            if listed := getattr(self, name):
+                values[name] = ",".join(listed)
         if self.policy_arg:
             values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}

@@ -71,8 +71,7 @@ def register(app: Flask) -> None:
     def _(error: HTTPException) -> Response:
         status = error.code or 500
         if status == 413:
-            limit = request.max_content_length  # the app's, unless the route set another
-            return _answer(413, f"body: may be at most {limit} bytes", "body", "body_too_large")
+            return _answer(413, f"body: {_body_limit()}", "body", "body_too_large")
         response = _answer(
             status, f"{request.method} {request.path}: {error.description}", None, error.name.lower().replace(" ", "_")
         )
@@ -85,6 +84,14 @@ def register(app: Flask) -> None:
         log.exception("%s %s", request.method, request.path)
         message, _, param, code = _internal(error)
         return _answer(500, message, param, code)
+
+
+def _body_limit() -> str:
+    """The one of werkzeug's limits that was hit; they are the app's, unless the route set another."""
+    if (request.content_length or 0) > (most := request.max_content_length or 0):
+        return f"may be at most {most} bytes, not {request.content_length}"
+    fields = f"{request.max_form_memory_size} bytes in fields that are no file"
+    return f"a form may have at most {request.max_form_parts} parts, and {fields}"
 
 
 def _answer(status: int, message: str, param: str | None, code: str | None) -> Response:

@@ -11,35 +11,54 @@ IDLE_S = 5.0
 log = logging.getLogger("batchlab")
 
 
+class _Idle:
+    """A thread that waits for work."""
+
+    def __init__(self) -> None:
+        self.called = threading.Event()
+        self.work: Callable[[], None] | None = None
+
+
 class Threads:
     def __init__(self, name: str, most: int) -> None:
         self._name, self._most = name, most
-        self._work: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work: deque[Callable[[], None]] = deque()  # for which there is no thread yet
+        self._idle: list[_Idle] = []  # the last one is called first, so that the others can go
         self._count = 0
-        self._num_idle = 0
 
     def submit(self, work: Callable[[], None]) -> None:
         """To be done at once, or as soon as one of the threads is free."""
-        with self._changed:
-            self._work.append(work)
-            begin = len(self._work) > self._num_idle and self._count < self._most
-            self._count += begin
-            self._changed.notify()
-        if begin:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        with self._lock:
+            if self._idle:
+                idle = self._idle.pop()
+                idle.work = work
+                idle.called.set()
+                return
+            if self._count == self._most:
+                self._work.append(work)
+                return
+            self._count += 1
+        threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True).start()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._num_idle += 1
-                self._changed.wait_for(lambda: self._work, IDLE_S)
-                self._num_idle -= 1
-                if not self._work:
-                    self._count -= 1
-                    return
-                work = self._work.popleft()
+    def _run(self, work: Callable[[], None] | None) -> None:
+        while work:
             try:
                 work()
             except Exception:
                 log.exception("in thread %s", threading.current_thread().name)
+            work = self._next()
+
+    def _next(self) -> Callable[[], None] | None:
+        """None where there has been nothing to do for so long that the thread is to end."""
+        idle = _Idle()
+        with self._lock:
+            if self._work:
+                return self._work.popleft()
+            self._idle.append(idle)
+        idle.called.wait(IDLE_S)
+        with self._lock:
+            if idle.work is None:
+                self._idle.remove(idle)
+                self._count -= 1
+            return idle.work

@@ -150,6 +150,7 @@ CHANGED: dict[str, Any] = {
     "variants": ("gpt2", "demo:2"),
     "api_key": "a-key",
     "teacher_key": "cheese",
+    "allowed_hosts": ("lab.example", ".ngrok-free.app"),
     "insecure": True,
     "policy_arg": (("batch_timeout_ms", "5"),),
     "tbt_slo_ms": 40.0,

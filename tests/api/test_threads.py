@@ -39,6 +39,20 @@ def test_threads_without_work_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.wait(PATIENCE_S)
 
 
+def test_threads_go_although_there_is_always_a_little_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.1)
+    threads, done = Threads("little", 20), threading.Barrier(21)
+    for _ in range(20):
+        threads.submit(lambda: done.wait(PATIENCE_S))
+    done.wait(PATIENCE_S)
+
+    def only_one_after_a_little() -> bool:
+        threads.submit(lambda: None)
+        return named("little") == 1
+
+    wait_for(only_one_after_a_little, PATIENCE_S, "one is left")
+
+
 def test_work_that_raises_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
     threads, done = Threads("one", 1), threading.Event()
     threads.submit(lambda: 1 // 0)
