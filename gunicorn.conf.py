@@ -17,9 +17,7 @@ workers = 1
 worker_class = "api.worker.Worker"
 threads = settings.threads
 worker_connections = max(1, min(settings.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES))
-keepalive = (
-    310  # seconds: longer than clients keep unused connections (OkHttp and Chrome 300, Go 90), so that they are who closes
-)
+keepalive = 310  # seconds; clients let unused connections go earlier (OkHttp and Chrome after 300, Go after 90)
 backlog = 2048
 sendfile = False  # piece by piece instead, each within its time
 timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck
@@ -28,9 +26,19 @@ loglevel = "warning"
 proc_name = "batchlab"
 
 DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
-
-
+GAVE_UP = 3  # a worker's status once it has said in a line of its own why the server cannot go on
 outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # started with nohup
+
+
+def on_starting(server):
+    """That line is enough: gunicorn would add three."""
+
+    def is_news(record):
+        if record.msg == "Worker (pid:%s) exited with code %s.":
+            return record.args[1] != GAVE_UP
+        return record.msg not in ("Shutting down: %s", "Reason: %s")
+
+    server.log.error_log.addFilter(is_news)
 
 
 def when_ready(server):

@@ -1,19 +1,23 @@
 """POST /burst: many requests at once, made up here and answered to nobody, for a class to watch. From the browser itself they
-would wait for each other: it opens six connections."""
+would wait for each other: it opens six connections. DELETE /burst calls off what is left of them."""
 
 import random
+import threading
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from flask import Blueprint, Response, current_app, jsonify
+from flask.sansio.blueprints import BlueprintSetupState
+from pydantic import Field
 
 from api.auth import teacher_only
+from api.bodies import Body, Seed, UpTo, check, read_json
 from api.errors import bad, read_body
-from api.fields import MAX_SEED, instead, number, read_json, whole
-from batching.loop import BatchingLoop, Engine
+from batching.loop import BatchingLoop, Engine, Ticket
+from batching.random_streams import random_streams
 from batching.request import Priority, Refused, Request, SamplingParams
 
-FIELDS = ("requests", "prompt_tokens", "num_tokens", "deferred", "seed")
 MAX_REQUESTS, MAX_LENGTHS = 2000, 32
 TEMPERATURE, TOP_K = 0.6, 40
 TEXT = (
@@ -22,7 +26,18 @@ TEXT = (
     "spade and went slowly to the gate, wondering what the rain would do to the roses, and whether the letter had been read."
 )
 
+Length = Annotated[int, Field(ge=1), UpTo("max_context", less=1)]
+Lengths = Annotated[Length | Annotated[list[Length], Field(min_length=1, max_length=MAX_LENGTHS)], Field(examples=[[4, 40]])]
+
 blueprint = Blueprint("burst", __name__)
+
+
+class BurstBody(Body):
+    requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS, examples=[24])]
+    prompt_tokens: Lengths  # one of which each request takes
+    num_tokens: Lengths
+    deferred: Annotated[float, Field(ge=0, le=1, description="share of the requests")] = 0.0
+    seed: Seed | None = 0
 
 
 @blueprint.post("/burst")
@@ -31,48 +46,79 @@ def burst() -> Response:
     """Answers at once with how many were taken into the queue."""
     loop: BatchingLoop = current_app.extensions["batching"]
     requests = read_burst(read_json(read_body()), loop.ready_engine(), loop.clock())
-    taken = 0
+    taken = []
     try:
         for req in requests:
-            loop.submit(req)
-            taken += 1
+            taken.append(loop.submit(req))
     except Refused:  # the queue is full, for the rest of them too
         pass
-    return jsonify({"taken": taken, "refused": len(requests) - taken})
+    finally:
+        _under_way().add(taken)
+    return jsonify({"taken": len(taken), "refused": len(requests) - len(taken)})
 
 
-def read_burst(body: dict[str, Any], engine: Engine, now: float) -> list[Request]:
+@blueprint.delete("/burst")
+@teacher_only
+def call_off() -> Response:
+    """Answers with how many requests of all bursts were still waiting or running."""
+    loop: BatchingLoop = current_app.extensions["batching"]
+    loop.ready_engine()
+    left = _under_way().take()
+    for ticket in left:
+        loop.cancel(ticket)
+    return jsonify({"called_off": len(left)})
+
+
+class UnderWay:
+    """Requests of bursts that are not yet answered."""
+
+    def __init__(self) -> None:
+        self._tickets: list[Ticket] = []
+        self._lock = threading.Lock()
+
+    def add(self, tickets: list[Ticket]) -> None:
+        with self._lock:
+            self._tickets = [ticket for ticket in self._tickets + tickets if ticket.request.answered_at is None]
+
+    def take(self) -> list[Ticket]:
+        with self._lock:
+            tickets, self._tickets = self._tickets, []
+        return [ticket for ticket in tickets if ticket.request.answered_at is None]
+
+
+@blueprint.record_once
+def _(state: BlueprintSetupState) -> None:
+    state.app.extensions["bursts"] = UnderWay()
+
+
+def _under_way() -> UnderWay:
+    under_way: UnderWay = current_app.extensions["bursts"]
+    return under_way
+
+
+def read_burst(body: Mapping[str, Any], engine: Engine, now: float) -> list[Request]:
     """The requests that `body` asks for, the same ones for the same seed. Raises ApiError naming the field and its limit."""
-    for name in body:
-        if name not in FIELDS:
-            raise bad(name[:100], f"no such field; there are: {', '.join(FIELDS)}")
-    count = whole(body, "requests", None, 1, MAX_REQUESTS)
-    most = engine.limits.max_context - 1
-    prompts, outputs = _lengths(body, "prompt_tokens", most), _lengths(body, "num_tokens", most)
+    asked = check(BurstBody, body, engine)
+    prompts, outputs = _several(asked.prompt_tokens), _several(asked.num_tokens)
     if max(prompts) + max(outputs) > engine.limits.max_context:
         told = f"together with prompt_tokens at most {engine.limits.max_context} (the model's context)"
         raise bad("num_tokens", f"{told}, not {max(outputs)} + {max(prompts)}")
-    rng = random.Random(whole(body, "seed", 0, 0, MAX_SEED))
-    deferred = round((number(body, "deferred", 0.0, 0, 1) or 0.0) * count)
-    kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (count - deferred)
+    rng = random.Random(random_streams(asked.seed, [[]])[0])  # of the seed itself it would take -5 for 5
+    deferred = round(asked.deferred * asked.requests)
+    kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (asked.requests - deferred)
     rng.shuffle(kinds)
     text = engine.tokenizer.encode(TEXT)
-    return [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    requests = [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    for req, stream in zip(requests, random_streams(asked.seed, [req.tokens for req in requests]), strict=True):
+        req.sampling = SamplingParams(TEMPERATURE, TOP_K, stream=stream)
+    return requests
 
 
 def _request(text: list[int], rng: random.Random, prompt: int, output: int, kind: Priority, now: float) -> Request:
     begin = rng.randrange(len(text))
     tokens = [text[(begin + i) % len(text)] for i in range(prompt)]
-    sampling = SamplingParams(TEMPERATURE, TOP_K, seed=rng.randrange(MAX_SEED))
-    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now, sampling=sampling)
+    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now)
 
 
-def _lengths(body: dict[str, Any], name: str, most: int) -> list[int]:
-    """Lengths in tokens, one of which each request takes."""
-    value = body.get(name)
-    lengths: list[Any] = value if isinstance(value, list) else [value]
-    good = 1 <= len(lengths) <= MAX_LENGTHS
-    if not good or not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= most for n in lengths):
-        allowed = f"must be a whole number between 1 and {most}, or a list of up to {MAX_LENGTHS} of them"
-        raise bad(name, allowed + instead(body, name))
-    return lengths
+def _several(lengths: int | list[int]) -> list[int]:
+    return lengths if isinstance(lengths, list) else [lengths]

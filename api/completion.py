@@ -1,30 +1,14 @@
-"""A call of /v1/completions: what its body asks for, and the answer in OpenAI's form. Knows nothing of HTTP, so that a line of
-a batch is read and answered by the same code.
+"""A call of /v1/completions, and its answer in OpenAI's form. Knows nothing of HTTP, so that a line of a batch is answered by
+the same code.
 """
 
-import secrets
-import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from api.errors import ApiError, bad
-from api.fields import MAX_SEED, MAX_TEMPERATURE, check_prompt, instead, number, priority, stops, whole
-from batching.loop import Engine
-from batching.request import Priority, Request, SamplingParams
+from batching.request import Request
 from model.ending import Ending, TextStream
 from model.tokenizer import Tokenizer, text_of
-
-FIELDS = (
-    "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n", "echo", "logprobs", "stream",
-    "stream_options", "ignore_eos", "min_tokens", "service_tier", "priority", "user",
-)  # fmt: skip
-NEUTRAL = {"best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "suffix": ("",)}
-TIERS = {"auto": "default", "default": "default", "flex": "flex"}  # what a tier is answered with
-MAX_TOKENS = 16  # where a call does not say, as OpenAI has it
-MAX_CHOICES = 128
-MAX_LOGPROBS = 5
 
 
 @dataclass
@@ -148,130 +132,3 @@ class Completion:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def read_completion(body: dict[str, Any], engine: Engine, now: float) -> Completion:
-    """The call that `body` makes. Raises ApiError naming the field and its limit; nothing that is asked for is ignored."""
-    body = {name: value for name, value in body.items() if value is not None}
-    _check_names(body)
-    tokenizer, limits = engine.tokenizer, engine.limits
-    model = _model(body, engine.about["model"])
-    prompts = _prompts(body, tokenizer, engine)
-    n = whole(body, "n", 1, 1, MAX_CHOICES)
-    most = min(MAX_CHOICES, limits.max_queue)
-    if n * len(prompts) > most:
-        raise bad("n", f"{len(prompts)} prompts of {n} choices each are more than {most}")
-    echo, stream = _truth(body, "echo"), _truth(body, "stream")
-    max_tokens = whole(body, "max_tokens", MAX_TOKENS, 0 if echo else 1, limits.max_context - 1)
-    logprobs = whole(body, "logprobs", None, 0, MAX_LOGPROBS) if "logprobs" in body else None
-    min_tokens = whole(body, "min_tokens", 0, 0, max(1, max_tokens))
-    for prompt in prompts:
-        _check_length(len(prompt), max_tokens, limits.max_context)
-    tier = body.get("service_tier")
-    if tier is not None and (not isinstance(tier, str) or tier not in TIERS):
-        raise bad("service_tier", f"must be one of {', '.join(TIERS)}" + instead(body, "service_tier"))
-    kind = priority(body)
-    seed = whole(body, "seed", secrets.randbits(62), 0, MAX_SEED - MAX_CHOICES)
-    sampling = SamplingParams(
-        temperature=number(body, "temperature", 1.0, 0.0, MAX_TEMPERATURE) or 0.0,
-        top_k=whole(body, "top_k", 0, 0, tokenizer.vocab_size),
-        top_p=number(body, "top_p", 1.0, 1e-6, 1.0) or 1.0,
-        min_tokens=min_tokens,
-        not_yet=tokenizer.end_of_text if min_tokens else -1,
-    )
-    stop_strings = stops(body)
-    ignore_eos = _truth(body, "ignore_eos")
-    choices: list[Choice] = []
-    name = "cmpl-" + uuid.uuid4().hex
-    for prompt in prompts:
-        for i in range(n):
-            ending = Ending(tokenizer, stop_strings, end_of_text=not ignore_eos, min_tokens=min_tokens)
-            req = Request(
-                id=f"{name}-{len(choices)}",
-                tokens=list(prompt),
-                max_tokens=max(1, max_tokens),
-                priority=Priority.DEFERRED if tier == "flex" else kind,
-                arrival=now,
-                sampling=replace(sampling, seed=seed + i),
-                stop=ending,
-                num_logprobs=logprobs,
-                prompt_logprobs=echo and logprobs is not None,
-            )
-            choices.append(Choice(req, ending, TextStream(ending)))
-    include_usage = _include_usage(body, stream)
-    shown_tier = TIERS.get(tier) if tier else None
-    created = int(time.time())
-    return Completion(
-        name, model, created, choices, tokenizer, echo, max_tokens, logprobs, shown_tier, stream, include_usage, len(prompts)
-    )
-
-
-def _check_names(body: dict[str, Any]) -> None:
-    for name, value in body.items():
-        if name in NEUTRAL:
-            if isinstance(value, bool) or value not in NEUTRAL[name]:
-                raise ApiError(400, f"{name}: not supported by this server", name, "unsupported_parameter")
-        elif name not in FIELDS:
-            shown = str(name)[:100]
-            raise ApiError(400, f"{shown}: no such field; there are: {', '.join(FIELDS)}", shown, "unknown_parameter")
-
-
-def _model(body: dict[str, Any], served: str) -> str:
-    if "model" not in body:
-        raise bad("model", f"is missing; this server has {served!r}")
-    if body["model"] != served:
-        told = f"model: there is no {str(body['model'])[:60]!r}; this server has {served!r}"
-        raise ApiError(404, told, "model", "model_not_found")
-    return served
-
-
-def _prompts(body: dict[str, Any], tokenizer: Tokenizer, engine: Engine) -> list[list[int]]:
-    """The tokens of each prompt. An empty text is the beginning of a document, as OpenAI has it."""
-    told = "must be a text, a list of texts, a list of token ids, or a list of such lists"
-    prompt = body.get("prompt")
-    several = isinstance(prompt, list) and prompt and not _is_token(prompt[0])
-    given = prompt if several else [prompt]
-    if isinstance(given, list) and len(given) > MAX_CHOICES:
-        raise bad("prompt", f"may be at most {MAX_CHOICES} prompts, not {len(given)}")
-    prompts = []
-    for one in given or ():
-        if isinstance(one, str):
-            tokens = tokenizer.encode(check_prompt(one, engine.limits)) or [tokenizer.end_of_text]
-        elif isinstance(one, list) and one and all(map(_is_token, one)):
-            tokens = one
-            if not all(0 <= token < tokenizer.vocab_size for token in tokens):
-                raise bad("prompt", f"token ids must lie between 0 and {tokenizer.vocab_size - 1}")
-        else:
-            raise bad("prompt", told + instead(body, "prompt"))
-        prompts.append(tokens)
-    return prompts
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_length(prompt: int, max_tokens: int, context: int) -> None:
-    if prompt + max(1, max_tokens) > context:
-        named = "prompt" if prompt >= context else "max_tokens"
-        told = f"{named}: the prompt has {prompt} tokens and max_tokens is {max_tokens}; together they may be at most {context}"
-        raise ApiError(400, f"{told} (the model's context)", named, "context_length_exceeded")
-
-
-def _truth(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name, False)
-    if not isinstance(value, bool):
-        raise bad(name, "must be true or false" + instead(body, name))
-    return value
-
-
-def _include_usage(body: dict[str, Any], stream: bool) -> bool:
-    options = body.get("stream_options", {})
-    if "stream_options" in body and not stream:
-        raise bad("stream_options", "only with stream: true")
-    if not isinstance(options, dict):
-        raise bad("stream_options", "must be an object" + instead(body, "stream_options"))
-    for name in options:
-        if name != "include_usage":
-            raise bad(f"stream_options.{str(name)[:60]}", "no such option; there is include_usage")
-    return _truth(options, "include_usage")

@@ -1,48 +1,67 @@
 """The body of POST /inference."""
 
-import secrets
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from api.bodies import (
+    Body,
+    PriorityName,
+    Seed,
+    Stops,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    UpTo,
+    check,
+    check_prompt,
+    stop_strings,
+)
 from api.errors import bad
-from api.fields import MAX_SEED, MAX_TEMPERATURE, check_prompt, instead, number, priority, stops, whole
-from batching.policy import Limits
-from batching.request import Request, SamplingParams
+from batching.loop import Engine
+from batching.random_streams import random_streams
+from batching.request import Priority, Request, SamplingParams
 from model.ending import Ending
-from model.tokenizer import Tokenizer
 
 TEMPERATURE, TOP_K = 0.6, 40  # where a call does not say: small models repeat themselves when they are greedy
-FIELDS = ("prompt", "num_tokens", "priority", "temperature", "top_k", "top_p", "seed", "stop", "deadline_s")
 
 
-def read_inference(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits, now: float) -> Request:
+class InferenceBody(Body):
+    prompt: Annotated[Text, Field(min_length=1, examples=["The old house at the end of the lane"])]
+    num_tokens: Annotated[int, Field(ge=1), UpTo("max_context", less=1), Field(examples=[20])]
+    priority: PriorityName = Priority.IMMEDIATE
+    temperature: Temperature = TEMPERATURE
+    top_k: TopK = TOP_K
+    top_p: TopP = 1.0
+    seed: Seed | None = None
+    stop: Annotated[Stops | None, Field(description="ends the text before it")] = None
+    deadline_s: Annotated[float | None, Field(ge=0.001, le=1e9, description="after so many seconds it is too late")] = None
+
+
+def read_inference(body: Mapping[str, Any], engine: Engine, now: float) -> Request:
     """The request that `body` asks for. Raises ApiError naming the field and its limit."""
-    for name in body:
-        if name not in FIELDS:
-            raise bad(str(name)[:100], f"no such field; there are: {', '.join(FIELDS)}")
-    prompt = body.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
-        raise bad("prompt", "must be a text of at least one character" + instead(body, "prompt"))
-    num_tokens = whole(body, "num_tokens", None, 1, limits.max_context - 1)
-    tokens = tokenizer.encode(check_prompt(prompt, limits))
-    if len(tokens) + num_tokens > limits.max_context:
-        named = "prompt" if len(tokens) >= limits.max_context else "num_tokens"
-        most = f"prompt and num_tokens together may be at most {limits.max_context} (the model's context)"
-        raise bad(named, f"the prompt has {len(tokens)} tokens, num_tokens is {num_tokens}; {most}")
-    ending = Ending(tokenizer, stops(body))
-    deadline_s = number(body, "deadline_s", None, 0.001, 1e9)
+    asked = check(InferenceBody, body, engine)
+    context = engine.limits.max_context
+    tokens = engine.tokenizer.encode(check_prompt(asked.prompt, engine))
+    if len(tokens) + asked.num_tokens > context:
+        named = "prompt" if len(tokens) >= context else "num_tokens"
+        most = f"prompt and num_tokens together may be at most {context} (the model's context)"
+        raise bad(named, f"the prompt has {len(tokens)} tokens, num_tokens is {asked.num_tokens}; {most}")
     return Request(
         id=uuid.uuid4().hex,
         tokens=tokens,
-        max_tokens=num_tokens,
-        priority=priority(body),
+        max_tokens=asked.num_tokens,
+        priority=asked.priority,
         arrival=now,
-        deadline=None if deadline_s is None else now + deadline_s,
+        deadline=None if asked.deadline_s is None else now + asked.deadline_s,
         sampling=SamplingParams(
-            temperature=number(body, "temperature", TEMPERATURE, 0.0, MAX_TEMPERATURE) or 0.0,
-            top_k=whole(body, "top_k", TOP_K, 0, tokenizer.vocab_size),
-            top_p=number(body, "top_p", 1.0, 1e-6, 1.0) or 1.0,
-            seed=whole(body, "seed", secrets.randbits(63), 0, MAX_SEED),
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            stream=random_streams(asked.seed, [tokens])[0],
         ),
-        stop=ending,
+        stop=Ending(engine.tokenizer, stop_strings(asked.stop)),
     )

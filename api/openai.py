@@ -6,9 +6,10 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
-from api.completion import Completion, read_completion
+from api.bodies import read_json
+from api.completion import Completion
+from api.completion_request import read_completion
 from api.errors import ApiError, describe, read_body
-from api.fields import read_json
 from api.waiting import as_they_grow, run_all
 from batching.loop import BatchingLoop, Engine
 from batching.request import RequestError

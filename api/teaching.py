@@ -1,14 +1,16 @@
 """The classroom's routes: POST /inference, GET /stats, POST /stats/reset, GET and PUT /mode, GET /health."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
+from pydantic import Field
 
 from api.auth import teacher_only
-from api.errors import ApiError, bad, read_body
-from api.fields import read_json
+from api.bodies import Body, OneOf, check, read_json
+from api.errors import ApiError, read_body
 from api.inference_request import read_inference
 from api.waiting import HANG_UP_CHECK_S, run_all
+from batching.driver import describe_policy
 from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
@@ -19,12 +21,17 @@ from model.tokenizer import text_of
 blueprint = Blueprint("teaching", __name__)
 
 
+class ModeBody(Body):
+    mode: Annotated[str, OneOf(*POLICIES)]
+    params: Annotated[dict[str, Any], Field(description="of the policy: GET /mode says which", examples=[{}])] = {}
+
+
 @blueprint.post("/inference")
 def inference() -> Response:
     loop = _loop()
     body = read_json(read_body())
     engine = loop.ready_engine()
-    req = read_inference(body, engine.tokenizer, engine.limits, loop.clock())
+    req = read_inference(body, engine, loop.clock())
     run_all(loop, [req], request.environ.get("gunicorn.socket"))
     return jsonify(_answer(req, body["prompt"]))
 
@@ -58,26 +65,21 @@ def reset_stats() -> Response:
 
 @blueprint.get("/mode")
 def get_mode() -> Response:
+    return _mode(_loop().mode)
+
+
+def _mode(mode: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
-    modes = {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}
-    return jsonify(_loop().mode | {"modes": modes})
+    return jsonify(mode | {"modes": {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}})
 
 
 @blueprint.put("/mode")
 @teacher_only
 def put_mode() -> Response:
     loop, settings = _loop(), current_app.extensions["settings"]
-    body = read_json(read_body())
-    for name in body:
-        if name not in ("mode", "params"):
-            raise bad(str(name)[:100], "no such field; there are: mode, params")
-    mode, params = body.get("mode"), body.get("params", {})
-    if not isinstance(mode, str) or mode not in POLICIES:
-        raise bad("mode", f"must be one of {', '.join(POLICIES)}, not {str(mode)[:60]!r}")
-    if not isinstance(params, dict):
-        raise bad("params", f"must be a JSON object, not {type(params).__name__}")
+    asked = check(ModeBody, read_json(read_body()))
     try:
-        policy = settings.make_policy(mode, params)
+        policy = settings.make_policy(asked.mode, asked.params)
     except ValueError as error:
         raise ApiError(400, f"params: {error}", "params", "invalid_value") from None
     taken_over = loop.switch(policy)
@@ -86,7 +88,7 @@ def put_mode() -> Response:
             break
     if loop.health is not Health.READY:
         raise Unavailable(loop.health.value, loop.reason)
-    return get_mode()
+    return _mode(describe_policy(policy))  # somebody else may have switched since
 
 
 @blueprint.get("/health")

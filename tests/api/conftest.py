@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from api.completion import read_completion
+from api.completion_request import read_completion
 from api.errors import describe
 from app import create_app, load_engine
 from batching.loop import BatchingLoop, Engine, Health

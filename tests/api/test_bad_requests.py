@@ -35,16 +35,19 @@ def check_refused(server: Server, body: bytes, param: str, limit: str) -> None:
 
 FIELDS = [
     *(("prompt", value, "at least one character") for value in (LEFT_OUT, "", None, 5, True, ["a"], {"a": 1})),
-    *(("num_tokens", value, "between 1 and ") for value in (LEFT_OUT, 0, -1, True, 1.5, 1.0, "5", None, [1], 10**9, HUGE)),
-    *(("priority", value, "immediate, deferred") for value in ("urgent", "", 5, None, True, ["immediate"], {})),
+    *(("num_tokens", value, "between 1 and ") for value in (LEFT_OUT, 0, -1, True, 1.5, "5", None, [1], 10**9, HUGE)),
+    *(("priority", value, "immediate, deferred") for value in ("urgent", "", 5, True, ["immediate"], {})),
     *(("temperature", value, "between 0 and 2") for value in (-1, 2.1, float("nan"), float("inf"), -float("inf"))),
-    *(("temperature", value, "between 0 and 2") for value in ("1", True, None, [1], {}, HUGE, -HUGE)),
-    *(("top_p", value, "and 1") for value in (0, 2, -1, float("nan"), "1", True, None, [], HUGE)),
-    *(("top_k", value, "between 0 and ") for value in (-1, 1.5, "1", True, None, [], 10**9)),
-    *(("seed", value, f"between 0 and {2**63 - 1}") for value in (-1, 2**63, 1.5, "1", True, None, [], float("nan"))),
+    *(("temperature", value, "between 0 and 2") for value in ("1", True, [1], {}, HUGE, -HUGE)),
+    *(("top_p", value, "and 1") for value in (0, 2, -1, float("nan"), "1", True, [], HUGE)),
+    *(("top_k", value, "between 0 and ") for value in (-1, 1.5, "1", True, [], 10**9)),
+    *(
+        ("seed", value, f"between {-(2**63)} and {2**63 - 1}")
+        for value in (-(2**63) - 1, 2**63, 1.5, "1", True, [], float("nan"))
+    ),
     *(("stop", value, "at most 4") for value in (list("abcde"), "", [""], ["a", ""], 5, True, {"a": 1}, [5], [None])),
     ("stop", "x" * 101, "100 characters"),
-    *(("deadline_s", value, "between 0.001 and ") for value in (0, -1, float("nan"), float("inf"), "1", True, None, [], HUGE)),
+    *(("deadline_s", value, "between 0.001 and ") for value in (0, -1, float("nan"), float("inf"), "1", True, [], HUGE)),
     ("max_tokens", 5, "num_tokens"),
 ]
 
@@ -53,6 +56,16 @@ FIELDS = [
 def test_a_field_that_will_not_do_is_named_with_its_limit(server: Server, field: str, value: Any, limit: str) -> None:
     body = {name: given for name, given in (GOOD | {field: value}).items() if given is not LEFT_OUT}
     check_refused(server, json.dumps(body).encode(), field, limit)
+
+
+def test_null_says_as_much_as_leaving_a_field_out(server: Server) -> None:
+    names = ("priority", "temperature", "top_k", "top_p", "seed", "stop", "deadline_s", "no_such_field")
+    assert server.ask(**dict.fromkeys(names)).status_code == 200
+
+
+def test_a_whole_number_may_be_written_with_a_point(server: Server) -> None:
+    answers = [server.ask(num_tokens=n, seed=s, top_k=k).get_json() for n, s, k in ((3, 5, 40), (3.0, 5.0, 40.0))]
+    assert answers[0]["completion"] == answers[1]["completion"]
 
 
 BODIES = {

@@ -1,6 +1,7 @@
 """POST /burst: many requests at once, made by the server, the same ones each time."""
 
 from collections import Counter
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -35,7 +36,9 @@ def test_the_same_burst_has_the_same_requests(engine: Engine) -> None:
         return [(r.tokens, r.max_tokens, r.priority, r.sampling) for r in read_burst(body, engine, 0.0)]
 
     assert shown(GOOD) == shown(GOOD)
-    assert shown(GOOD) != shown(GOOD | {"seed": 1})
+    several = [shown(GOOD | {"seed": seed}) for seed in (0, 1, 5, -5)]
+    assert all(one != other for one, other in combinations(several, 2))
+    assert shown(GOOD | {"seed": -1}) != shown(GOOD | {"seed": -1}), "no seed, as on the other routes"
 
 
 def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
@@ -53,15 +56,15 @@ def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
         ("requests", 0, "between 1 and 2000"),
         ("requests", 2001, "between 1 and 2000"),
         ("requests", None, "between 1 and 2000"),
-        ("prompt_tokens", [], "a list of up to 32"),
-        ("prompt_tokens", [1] * 33, "a list of up to 32"),
+        ("prompt_tokens", [], "a list of at most 32"),
+        ("prompt_tokens", [1] * 33, "a list of at most 32"),
         ("prompt_tokens", [0], "between 1 and 511"),
         ("num_tokens", "8", "between 1 and 511"),
         ("num_tokens", [True], "between 1 and 511"),
         ("num_tokens", 510, "at most 512"),
         ("deferred", 1.1, "between 0 and 1"),
-        ("seed", -1, "between 0 and"),
-        ("length", 5, "there are: requests"),
+        ("seed", 2**63, f"between {-(2**63)} and"),
+        ("length", 5, "allowed: requests"),
     ],
 )
 def test_a_field_that_will_not_do_is_named_with_its_limit(server: Server, field: str, value: Any, limit: str) -> None:
@@ -76,3 +79,28 @@ def test_only_the_teacher_fires_bursts(serve: Any) -> None:
     assert server.client.post("/burst", json=GOOD).status_code == 403
     with_key = server.client.post("/burst", json=GOOD, headers={"Authorization": "Bearer chalk"})
     assert with_key.status_code == 200
+
+
+def test_a_burst_can_be_called_off_and_nobody_elses_request_is(server: Server, gate: Gate) -> None:
+    gate.close()
+    other = server.later(num_tokens=3)
+    server.wait_for_load(running=1, queue_depth=0)
+    for _ in range(2):
+        server.client.post("/burst", json=GOOD)
+    assert server.client.delete("/burst").get_json() == {"called_off": 24}
+    gate.open()
+    assert other.result(PATIENCE_S).status_code == 200
+    server.wait_for_load(running=0, queue_depth=0)
+    stats = server.stats()
+    assert (stats["requests_finished"], stats["errors"], stats["kv_use"]) == (1, {"cancelled": 24}, 0)
+    assert server.client.delete("/burst").get_json() == {"called_off": 0}
+
+
+def test_what_of_a_burst_is_answered_is_not_called_off(server: Server) -> None:
+    server.client.post("/burst", json=GOOD)
+    wait_for(lambda: server.stats()["requests_finished"] == 12, PATIENCE_S, "all of the burst")
+    assert server.client.delete("/burst").get_json() == {"called_off": 0}
+
+
+def test_only_the_teacher_calls_bursts_off(serve: Any) -> None:
+    assert serve(teacher_key="chalk").client.delete("/burst").status_code == 403
