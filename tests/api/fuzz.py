@@ -7,7 +7,6 @@ As a script, with as many as asked for:
 
 import argparse
 import json
-import os
 import random
 import socket
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import requests
 
+from .footprint import is_back, state
 from .server_process import ServerProcess, wait_for
 
 FLAGS = ("--model", "demo", "--dtype", "fp32", "--device", "cpu", "--max-batch-size", "8")
@@ -97,26 +97,6 @@ def run(server: ServerProcess, number: int, seed: int) -> dict[str, Any]:
     with suppress(AssertionError):  # who asked sees it
         wait_for(lambda: is_back(before, state(server)), HANG_S, f"back to {before}")
     return {"answers": dict(answers), "bad": bad[:20], "before": before, "after": state(server)}
-
-
-def state(server: ServerProcess) -> dict[str, float]:
-    """What a request may have taken and not given back."""
-    worker = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[0]
-    stats = requests.get(server.url + "/stats", headers={"Connection": "close"}, timeout=HANG_S).json()
-    memory = next(line for line in Path(f"/proc/{worker}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return {
-        "running": stats["running"],
-        "queue_depth": stats["queue_depth"],
-        "kv_use": stats["kv_use"],
-        "threads": len(os.listdir(f"/proc/{worker}/task")),
-        "open files": len(os.listdir(f"/proc/{worker}/fd")),
-        "memory, MB": round(int(memory.split()[1]) / 1024),
-    }
-
-
-def is_back(before: dict[str, float], now: dict[str, float]) -> bool:
-    """Memory is another matter: it has to be watched over a time. A thread or connection is that of whoever asks."""
-    return all(now[name] <= before[name] + (name in ("threads", "open files")) for name in before if name != "memory, MB")
 
 
 def made(rng: random.Random) -> bytes:

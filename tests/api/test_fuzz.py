@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from .fuzz import FLAGS, is_back, run
+from .footprint import is_back
+from .fuzz import FLAGS, run
 from .server_process import ServerProcess
 
 
