@@ -35,6 +35,9 @@ DEFAULT_MODEL = "gpt2-medium"
 # torch's threads wait for each other by spinning, by default for milliseconds: on a laptop where anything else computes, each
 # then burns the time slice that the other needs (docs/performance.md). After so many turns they sleep.
 SPIN_COUNT = 5000
+# oneDNN keeps a compiled kernel, of half a megabyte, for each number of rows that a layer has seen: 1,024 of them by default,
+# and torch keeps as many beside it, so that a server grew for hours (docs/performance.md). So many serve as well.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
 SAY_EVERY_S = 4  # what a start that takes longer is doing
 
@@ -208,6 +211,7 @@ def main() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    environment = KERNEL_CACHES | environment
     command = [sys.executable, "-m", "gunicorn", "-c", str(config.HERE / "gunicorn.conf.py")]
     os.execve(sys.executable, command, environment | settings.environment())
 
