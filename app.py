@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, hosts, metrics, openai, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, hosts, instance, metrics, openai, teaching, watching
 from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -52,6 +51,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.extensions["store"] = store
     app.extensions["runner"] = runner
     errors.register(app)
+    instance.register(app)
     if not settings.api_key:
         hosts.register(app, settings.host, settings.allowed_hosts)
     auth.register(app, settings.api_key, settings.teacher_key)
@@ -113,12 +113,16 @@ def application() -> Flask:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from None
-    progress = Progress()
+
+    def load() -> Engine:
+        with Progress() as say:
+            return load_engine(settings, say)
+
     loop = BatchingLoop(
         settings.make_policy(settings.mode, {}),
-        partial(load_engine, settings, progress.say),
-        on_ready=lambda engine: (progress.end(), _print_ready(settings, engine)),
-        on_failed=lambda error: (progress.end(), _exit_failed(error)),
+        load,
+        on_ready=lambda engine: _print_ready(settings, engine),
+        on_failed=_exit_failed,
         input_log=_open_log(settings.input_log) if settings.input_log else None,
     )
     runner = Runner(store, loop, read_completion, errors.describe)
@@ -128,17 +132,18 @@ def application() -> Flask:
 
 
 class Progress:
-    """Says on stderr, every few seconds until the end, what a start is doing."""
+    """Says on stderr, every few seconds to the end of the block, what a start is doing."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Callable[[str], None]:
         self._doing, self._began, self._ended = "", time.monotonic(), threading.Event()
         threading.Thread(target=self._run, name="progress", daemon=True).start()
+        return self._say
 
-    def say(self, doing: str) -> None:
-        self._doing = doing
-
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
+
+    def _say(self, doing: str) -> None:
+        self._doing = doing
 
     def _run(self) -> None:
         hint = " (Ctrl-C stops the server)"

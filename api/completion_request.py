@@ -92,7 +92,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
         top_k=asked.top_k,
         top_p=asked.top_p,
         min_tokens=asked.min_tokens,
-        not_yet=tokenizer.end_of_text if asked.min_tokens else -1,
+        not_yet=tuple(tokenizer.ends) if asked.min_tokens else (),
     )
     choices: list[Choice] = []
     name = "cmpl-" + uuid.uuid4().hex
@@ -110,7 +110,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
                 num_logprobs=asked.logprobs,
                 prompt_logprobs=asked.echo and asked.logprobs is not None,
             )
-            choices.append(Choice(req, ending, TextStream(ending)))
+            choices.append(Choice(req, ending, TextStream(ending, tokenizer.bytes_of(prompt) if asked.echo else b"")))
     return Completion(
         id=name,
         model=served,
@@ -131,8 +131,11 @@ def _prompts(prompt: Prompt, engine: Engine) -> list[list[int]]:
     """The tokens of each prompt. An empty text is the beginning of a document, as OpenAI has it."""
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     given: list[Any] = prompt if several else [prompt]  # type: ignore[assignment]
-    begin, encode = [engine.tokenizer.end_of_text], engine.tokenizer.encode
-    return [encode(check_prompt(one, engine)) or begin if isinstance(one, str) else one for one in given]
+    begin, encode = engine.tokenizer.begin, engine.tokenizer.encode
+    prompts = [encode(check_prompt(one, engine)) if isinstance(one, str) else one for one in given]
+    if begin is None and not all(prompts):
+        raise bad("prompt", "must not be empty: this model has no token that begins a text")
+    return [tokens or [begin] for tokens in prompts]
 
 
 def _check_together(asked: CompletionBody, prompts: list[list[int]], engine: Engine) -> None:
@@ -147,7 +150,7 @@ def _check_together(asked: CompletionBody, prompts: list[list[int]], engine: Eng
     if asked.stream_options.include_usage and not asked.stream:
         raise bad("stream_options", "only with stream: true")
     for prompt in prompts:
-        if len(prompt) + max(1, asked.max_tokens) > context:
+        if len(prompt) + asked.max_tokens > context:
             named = "prompt" if len(prompt) >= context else "max_tokens"
             told = (
                 f"{named}: the prompt has {len(prompt)} tokens and max_tokens is {asked.max_tokens}; together at most {context}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from codecs import BOM_UTF8
 from http import HTTPStatus
 from typing import Any
 
@@ -47,11 +48,18 @@ def bad(param: str, message: str) -> ApiError:
 
 
 def read_body() -> bytes:
-    """The request's body. Raises RequestEntityTooLarge (413)."""
-    return request.get_data(cache=False)
+    """The request's body; a byte order mark is none of it. Raises RequestEntityTooLarge (413)."""
+    return request.get_data(cache=False).removeprefix(BOM_UTF8)
 
 
 def register(app: Flask) -> None:
+    @app.before_request
+    def _() -> None:
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            told = f"Content-Encoding: {encoding[:60]} is not understood; send the body as it is"
+            raise ApiError(415, told, "Content-Encoding", "unsupported_content_encoding")
+
     @app.errorhandler(ApiError)
     def _(error: ApiError) -> Response:
         return _answer(error.status, error.message, error.param, error.code)
@@ -100,6 +108,8 @@ def _answer(status: int, message: str, param: str | None, code: str | None) -> R
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 415:
+        response.headers["Accept-Encoding"] = "identity"
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

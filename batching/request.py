@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -40,8 +41,8 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stream: int = 0  # of random numbers, 64 bits: batching/random_streams.py
-    min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
-    not_yet: int = -1
+    min_tokens: int = 0  # before so many are generated, none of `not_yet` is drawn
+    not_yet: tuple[int, ...] = ()
 
 
 class Logprob(NamedTuple):
@@ -143,3 +144,27 @@ class Request:
     def output(self) -> list[int]:
         """The generated tokens."""
         return self.tokens[self.prompt_len :]
+
+    # The measures of docs/glossary.md, in seconds, once it has been answered with at least one token.
+
+    @property
+    def server_ttft(self) -> float:
+        """Time to first token, as the engine sees it: from arrival to the first token computed."""
+        return self.token_times[0] - self.arrival
+
+    @property
+    def itl(self) -> list[float]:
+        """Inter-token latencies: the time between each token and the one before."""
+        return [later - earlier for earlier, later in pairwise(self.token_times)]
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first, up to the last one; undefined for a single token."""
+        gaps = len(self.token_times) - 1
+        return (self.token_times[-1] - self.token_times[0]) / gaps if gaps > 0 else None
+
+    @property
+    def e2el(self) -> float:
+        """End-to-end latency: from arrival to the answer."""
+        assert self.answered_at is not None
+        return self.answered_at - self.arrival

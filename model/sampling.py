@@ -42,13 +42,13 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
 
 
 def _forbid(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> torch.Tensor:
-    """Where a row is still short of its `min_tokens`, its `not_yet` cannot be drawn."""
-    short = [row for row, p in enumerate(params) if p.not_yet >= 0 and indices[row] < p.min_tokens]
-    if not short:
+    """Where a row is still short of its `min_tokens`, none of its `not_yet` can be drawn."""
+    pairs = [(row, token) for row, p in enumerate(params) if indices[row] < p.min_tokens for token in p.not_yet]
+    if not pairs:
         return logits
     logits = logits.clone()
-    ids = _there([params[row].not_yet for row in short], torch.int64, logits.device)
-    logits[_there(short, torch.int64, logits.device), ids] = -torch.inf
+    rows, ids = (_there(values, torch.int64, logits.device) for values in zip(*pairs, strict=True))
+    logits[rows, ids] = -torch.inf
     return logits
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
@@ -11,6 +12,7 @@ from batching.request import Priority, Refused, Request, RequestError, State
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from simulator.virtual import simulate
+from tests.told import Plans
 
 LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
 
@@ -38,25 +40,25 @@ def ids(step: Step) -> list[str]:
 
 
 def test_a_preempted_request_runs_again_before_those_that_came_after_it():
-    steps: list[Step] = []
+    plans = Plans()
     tight = Limits(max_batch_size=2, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=4)
     requests = [Request("A", [0] * 7, 5), Request("B", [0] * 7, 5), Request("C", [0] * 7, 5)]
-    answered = simulate(Dynamic(), tight, requests, on_step=steps.append)
-    assert steps[2].preempted == ("B",)
+    answered = simulate(Dynamic(), tight, requests, on_plan=plans)
+    assert plans[2].preempted == ("B",)
     assert [req.id for req in answered] == ["A", "B", "C"]
 
 
 def test_deferred_work_does_not_take_back_what_an_immediate_request_still_waits_for():
     """C waits for the memory that B holds; D, preempted for C's sake, stays out until nobody immediate waits."""
     tight = Limits(max_batch_size=3, token_budget=32, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=5)
-    steps: list[Step] = []
+    plans = Plans()
     requests = [
         Request("D", [0] * 4, 8, Priority.DEFERRED),
         Request("B", [0] * 8, 4, arrival=0.5),
         Request("C", [0] * 14, 4, arrival=0.5),
     ]
-    answered = simulate(Mixed(), tight, requests, on_step=steps.append)
-    assert sum("D" in step.preempted for step in steps) == 1
+    answered = simulate(Mixed(), tight, requests, on_plan=plans)
+    assert sum("D" in plan.preempted for plan in plans) == 1
     assert [req.id for req in answered] == ["B", "C", "D"]
 
 
@@ -129,6 +131,16 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(Refused, match=r"needs 17 columns of KV memory, the engine has 16"):
         Scheduler(Dynamic(), small).submit(Request("large", [0] * 10, 8), 0.0)
     Scheduler(Dynamic(), small).submit(Request("fits", [0] * 10, 7), 0.0)
+
+
+@pytest.mark.parametrize("mode", POLICIES)
+def test_a_prompt_of_the_contexts_length_may_ask_for_one_token_in_every_mode(mode: str):
+    """Whose text is not wanted: it is computed for its log probabilities."""
+    fills = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=34)
+    requests = [Request("short", [0] * 5, 3), Request("fills", [0] * 64, 1), Request("next", [0] * 5, 3)]
+    assert all(req.error is None for req in simulate(POLICIES[mode](), fills, requests))
+    with pytest.raises(Refused, match=r"at most 64"):
+        Scheduler(POLICIES[mode](), fills).submit(Request("longer", [0] * 65, 1), 0.0)
 
 
 def test_a_full_queue_refuses_and_a_second_request_of_one_name_too():

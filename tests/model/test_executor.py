@@ -25,7 +25,7 @@ from model.cuda_graphs import buckets
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
-from model.tokenizer import load_demo_tokenizer
+from model.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -53,7 +53,7 @@ def demo() -> GPT:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    encoded = [load_demo_tokenizer(DEMO).encode(text) for text in TEXTS]
+    encoded = [load_tokenizer(DEMO).encode(text) for text in TEXTS]
     assert len({len(prompt) for prompt in encoded}) > 2, "lengths differ"
     return encoded
 
@@ -184,7 +184,7 @@ def test_with_two_steps_under_way_the_plans_are_the_same(demo: GPT, prompts):
     for way in ("at once", "overlapped"):
         executor, limits = engine(demo, way, max_batch_size=3, token_budget=16)
         own, submit = plans.setdefault(way, []), executor.submit
-        executor.submit = lambda step, own=own, submit=submit: (own.append(step.plan()), submit(step))
+        executor.submit = lambda step, own=own, submit=submit: (own.append(step.values()), submit(step))
         serve(executor, limits, Dynamic(), greedy(prompts, (20, 3, 11, 1)))
     assert plans["overlapped"] == plans["at once"]
 

@@ -154,7 +154,7 @@ def test_a_log_with_a_cancel_is_made_again_but_not_simulated(tmp_path: Path, cap
     log, clock = Log(), VirtualClock()
     driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
     driver.submit(Request("a", [0] * 5, 9))
-    driver.plan()
+    driver.next_step()
     driver.cancel("a", RequestError("cancelled", "gone"))
     path = tmp_path / "run.jsonl"
     path.write_text("\n".join(map(json.dumps, log)))
@@ -229,6 +229,8 @@ def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_no
     path = tmp_path / "run.jsonl"
     path.write_text("\n".join(lines)[:-9])
     assert len(read_log(path)) == len(lines) - 1
+    path.write_bytes(("\ufeff" + "\r\n".join([*lines, '{"a": "one\u2028two"}', ""])).encode())
+    assert len(read_log(path)) == len(lines) + 1
     path.write_text("\n".join([lines[0], "{", *lines[1:]]))
     with pytest.raises(LogError, match="line 2: is not JSON"):
         read_log(path)
