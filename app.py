@@ -18,7 +18,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, metrics, openai, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, metrics, openai, openapi, teaching, watching
 from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -54,6 +54,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.register_blueprint(watching.blueprint)
     app.register_blueprint(burst.blueprint)
     app.register_blueprint(dashboard.blueprint)
+    app.register_blueprint(openapi.blueprint)
     return app
 
 

@@ -59,17 +59,17 @@ class Server:
         self.store = Store(Path(settings.data_dir))
         self.runner = Runner(self.store, loop, read_completion, describe)
         self.runner.start()
-        self._app = create_app(loop, settings, self.store, self.runner)
+        self.app = create_app(loop, settings, self.store, self.runner)
         self._stopped = False
         self._threads = ThreadPoolExecutor(max_workers=16)
 
     @property
     def client(self) -> FlaskClient:
-        return self._app.test_client()
+        return self.app.test_client()
 
     @property
     def extensions(self) -> dict[str, Any]:
-        return self._app.extensions
+        return self.app.extensions
 
     def ask(self, prompt: str = "The king", num_tokens: int = 1, **fields: Any) -> TestResponse:
         return self.client.post("/inference", json={"prompt": prompt, "num_tokens": num_tokens, **fields})
