@@ -151,7 +151,7 @@ def document() -> Response:
 
 @cache
 def describe(rules: tuple[tuple[str, str, str], ...], limits: tuple[tuple[str, int], ...]) -> dict[str, Any]:
-    """The whole document. `rules`: path as Flask has it, method, endpoint. Raises KeyError for one that ROUTES lacks."""
+    """The whole document. `rules`: path as Flask has it, method, endpoint. Raises ValueError for one that ROUTES lacks."""
     types = {kind for route in ROUTES.values() for kind in (route.answer, route.body) if isinstance(kind, type)}
     types.add(answers.ErrorAnswer)
     wanted: list[Any] = [
@@ -161,7 +161,8 @@ def describe(rules: tuple[tuple[str, str, str], ...], limits: tuple[tuple[str, i
     refs, shared = TypeAdapter.json_schemas(wanted, ref_template=template, schema_generator=WithoutTitles)
     schemas = {name: schema for (name, _), schema in refs.items() if "$ref" not in schema} | shared.get("$defs", {})
     paths: dict[str, dict[str, Any]] = {}
-    for rule, method, endpoint in sorted(rules):
+    order = list(ROUTES)
+    for rule, method, endpoint in sorted(rules, key=lambda rule: order.index(rule[2])):
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
         names = re.findall(r"{(\w+)}", path)
         paths.setdefault(path, {})[method] = _operation(ROUTES[endpoint], endpoint, method, names)
