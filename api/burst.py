@@ -10,9 +10,10 @@ from flask import Blueprint, Response, current_app, jsonify
 from pydantic import Field
 
 from api.auth import teacher_only
-from api.bodies import MAX_SEED, Body, Seed, UpTo, check, read_json
+from api.bodies import Body, Seed, UpTo, check, read_json, seed_or_none
 from api.errors import bad, read_body
 from batching.loop import BatchingLoop, Engine
+from batching.random_streams import random_streams
 from batching.request import Priority, Refused, Request, SamplingParams
 
 MAX_REQUESTS, MAX_LENGTHS = 2000, 32
@@ -60,19 +61,22 @@ def read_burst(body: Mapping[str, Any], engine: Engine, now: float) -> list[Requ
     if max(prompts) + max(outputs) > engine.limits.max_context:
         told = f"together with prompt_tokens at most {engine.limits.max_context} (the model's context)"
         raise bad("num_tokens", f"{told}, not {max(outputs)} + {max(prompts)}")
-    rng = random.Random(asked.seed)
+    seed = seed_or_none(asked.seed)
+    rng = random.Random(random_streams(seed, [[]])[0])  # of the seed itself it would take -5 for 5
     deferred = round(asked.deferred * asked.requests)
     kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (asked.requests - deferred)
     rng.shuffle(kinds)
     text = engine.tokenizer.encode(TEXT)
-    return [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    requests = [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
+    for req, stream in zip(requests, random_streams(seed, [req.tokens for req in requests]), strict=True):
+        req.sampling = SamplingParams(TEMPERATURE, TOP_K, stream=stream)
+    return requests
 
 
 def _request(text: list[int], rng: random.Random, prompt: int, output: int, kind: Priority, now: float) -> Request:
     begin = rng.randrange(len(text))
     tokens = [text[(begin + i) % len(text)] for i in range(prompt)]
-    sampling = SamplingParams(TEMPERATURE, TOP_K, seed=rng.randrange(MAX_SEED))
-    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now, sampling=sampling)
+    return Request("burst-" + uuid.uuid4().hex, tokens, output, kind, now)
 
 
 def _several(lengths: int | list[int]) -> list[int]:

@@ -2,7 +2,6 @@
 for is ignored.
 """
 
-import secrets
 import time
 import uuid
 from collections.abc import Mapping
@@ -12,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from api.bodies import (
-    MAX_SEED,
     Body,
     Only,
     PriorityName,
+    Seed,
     Stops,
     Temperature,
     Text,
@@ -24,11 +23,13 @@ from api.bodies import (
     UpTo,
     check,
     check_prompt,
+    seed_or_none,
     stop_strings,
 )  # fmt: skip
 from api.completion import Choice, Completion
 from api.errors import ApiError, bad
 from batching.loop import Engine
+from batching.random_streams import random_streams
 from batching.request import Priority, Request, SamplingParams
 from model.ending import Ending, TextStream
 
@@ -55,7 +56,7 @@ class CompletionBody(Body):
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: TopK = 0
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED - MAX_CHOICES)] = None
+    seed: Seed | None = None
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="choices for each prompt")] = 1
     echo: bool = False
@@ -86,7 +87,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
         raise ApiError(404, told, "model", "model_not_found")
     prompts = _prompts(asked.prompt, engine)
     _check_together(asked, prompts, engine)
-    seed = secrets.randbits(62) if asked.seed is None else asked.seed
+    streams = iter(random_streams(seed_or_none(asked.seed), prompts, asked.n))
     sampling = SamplingParams(
         temperature=asked.temperature,
         top_k=asked.top_k,
@@ -97,7 +98,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
     choices: list[Choice] = []
     name = "cmpl-" + uuid.uuid4().hex
     for prompt in prompts:
-        for i in range(asked.n):
+        for _ in range(asked.n):
             ending = Ending(tokenizer, stop_strings(asked.stop), end_of_text=not asked.ignore_eos, min_tokens=asked.min_tokens)
             req = Request(
                 id=f"{name}-{len(choices)}",
@@ -105,7 +106,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
                 max_tokens=max(1, asked.max_tokens),
                 priority=Priority.DEFERRED if asked.service_tier == "flex" else asked.priority,
                 arrival=now,
-                sampling=replace(sampling, seed=seed + i),
+                sampling=replace(sampling, stream=next(streams)),
                 stop=ending,
                 num_logprobs=asked.logprobs,
                 prompt_logprobs=asked.echo and asked.logprobs is not None,

@@ -1,6 +1,5 @@
 """The body of POST /inference."""
 
-import secrets
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -19,10 +18,12 @@ from api.bodies import (
     UpTo,
     check,
     check_prompt,
+    seed_or_none,
     stop_strings,
-)
+)  # fmt: skip
 from api.errors import bad
 from batching.loop import Engine
+from batching.random_streams import random_streams
 from batching.request import Priority, Request, SamplingParams
 from model.ending import Ending
 
@@ -36,7 +37,7 @@ class InferenceBody(Body):
     temperature: Temperature = TEMPERATURE
     top_k: TopK = TOP_K
     top_p: TopP = 1.0
-    seed: Annotated[Seed | None, Field(description="makes a sampled text repeatable")] = None
+    seed: Seed | None = None
     stop: Annotated[Stops | None, Field(description="ends the text before it")] = None
     deadline_s: Annotated[float | None, Field(ge=0.001, le=1e9, description="after so many seconds it is too late")] = None
 
@@ -61,7 +62,7 @@ def read_inference(body: Mapping[str, Any], engine: Engine, now: float) -> Reque
             temperature=asked.temperature,
             top_k=asked.top_k,
             top_p=asked.top_p,
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            stream=random_streams(seed_or_none(asked.seed), [tokens])[0],
         ),
         stop=Ending(engine.tokenizer, stop_strings(asked.stop)),
     )

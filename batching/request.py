@@ -34,12 +34,12 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is drawn; keyed by (seed, token index), so that batching never changes a text."""
+    """How the next token is drawn; keyed by (stream, token index), so that batching never changes a text."""
 
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    seed: int = 0
+    stream: int = 0  # of random numbers, 64 bits: batching/random_streams.py
     min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
     not_yet: int = -1
 

@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(
         prog="client.py",
         description="Fire the same seeded requests at a BatchLab server in one mode or several, and compare.",
-        epilog="The server's address and key come from IP and API_KEY in client/.env, or from the environment. README.md, "
-        "under Streams and reports, explains arrivals and lengths and shows what comes out.",
+        epilog="The server's address and key come from IP and API_KEY in client/.env, or from the environment. docs/client.md "
+        "explains arrivals and lengths and shows what comes out.",
         allow_abbrev=False,  # --mode for --modes would look as if it had been a flag
     )
     add = parser.add_argument_group("what is sent").add_argument

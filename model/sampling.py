@@ -1,4 +1,4 @@
-"""Drawing the next token. The randomness of a draw is a function of (seed, token index, token) alone, so that batching,
+"""Drawing the next token. The randomness of a draw is a function of (stream, token index, token) alone, so that batching,
 preemption and the mode never change a text.
 
 A token is drawn as the argmax of its scaled logit plus Gumbel noise (Gumbel 1954; "Gumbel-max"). Against inverting the
@@ -35,7 +35,7 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
         places = _there(rows, torch.int64, logits.device)
         few = logits if len(rows) == len(params) else logits[places]
         kept, ids = narrow(few, own)  # both (rows, candidates)
-        u = uniforms([row_key(params[row].seed, indices[row]) for row in rows], ids)
+        u = uniforms([row_key(params[row].stream, indices[row]) for row in rows], ids)
         best = (_scaled(kept, own) - torch.log(-torch.log(u))).argmax(-1, keepdim=True)
         tokens[places] = ids.gather(-1, best)[:, 0]
     return tokens
@@ -89,9 +89,9 @@ def _column(values: list[float], device: torch.device) -> torch.Tensor:
     return _there(values, torch.float64, device)[:, None]
 
 
-def row_key(seed: int, index: int) -> int:
-    """64 bits for draw `index` of `seed`."""
-    return _mix((_mix(seed & MASK64) + (index + 1) * GOLDEN) & MASK64)
+def row_key(stream: int, index: int) -> int:
+    """64 bits for draw `index` of `stream`."""
+    return _mix((_mix(stream & MASK64) + (index + 1) * GOLDEN) & MASK64)
 
 
 def _mix(x: int) -> int:
@@ -108,7 +108,7 @@ def uniforms(keys: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
     x = (x ^ _shift(x, 30)) * _signed(MIX_1)
     x = (x ^ _shift(x, 27)) * _signed(MIX_2)
     x = x ^ _shift(x, 31)
-    return (_shift(x, 11).double() + 0.5) / (1 << 53)
+    return (_shift(x, 12).double() + 0.5) / (1 << 52)  # 52 bits and a half are exact; 53 would round up to 1
 
 
 def _signed(x: int) -> int:

@@ -1,7 +1,7 @@
 """The mode, the batch, preemption and switching never change a text: 64 requests on the real engine (demo model).
 
 In int8 that holds bit for bit, since integers are summed exactly. In float32 and bfloat16 a product's rounding may differ with
-the number of its rows, and could turn a draw between two almost equal tokens; with these seeds it turns none."""
+the number of its rows, and could turn a draw between two almost equal tokens; with these streams it turns none."""
 
 import random
 import threading
@@ -35,13 +35,13 @@ def demo(request: pytest.FixtureRequest) -> Loaded:
 
 
 def requests_for(demo: Loaded) -> list[Request]:
-    """Outputs of 1..128 tokens, prompts of 1..50; every second one sampled, each with its own seed."""
+    """Outputs of 1..128 tokens, prompts of 1..50; every second one sampled, each with its own stream."""
     rng = random.Random(5)
     words = demo.tokenizer.encode(TEXT)
     requests = []
     for i in range(64):
         prompt = words[(begin := rng.randrange(20)) : begin + rng.randint(1, min(50, len(words) - begin))]
-        how = SamplingParams(temperature=0.9, top_k=(0, 40)[i % 4 == 1], top_p=(1.0, 0.9)[i % 8 == 3], seed=i)
+        how = SamplingParams(temperature=0.9, top_k=(0, 40)[i % 4 == 1], top_p=(1.0, 0.9)[i % 8 == 3], stream=i)
         sampling = how if i % 2 else SamplingParams()
         requests.append(Request(str(i), prompt, rng.randint(1, 128), list(Priority)[i % 3 == 0], sampling=sampling))
     requests[0].max_tokens, requests[1].max_tokens = 1, 128
@@ -126,7 +126,7 @@ def alike(demo: Loaded) -> list[Request]:
     requests = []
     for i in range(20):
         prompt = words[i % 3 : i % 3 + 48] + ([] if i % 5 == 0 else words[i : i + i % 7 + 1])
-        sampling = SamplingParams(temperature=0.9, top_k=40, seed=i) if i % 2 else SamplingParams()
+        sampling = SamplingParams(temperature=0.9, top_k=40, stream=i) if i % 2 else SamplingParams()
         requests.append(Request(str(i), prompt, 3 + i % 7, list(Priority)[i % 2], sampling=sampling))
     return requests
 

@@ -41,7 +41,10 @@ FIELDS = [
     *(("temperature", value, "between 0 and 2") for value in ("1", True, [1], {}, HUGE, -HUGE)),
     *(("top_p", value, "and 1") for value in (0, 2, -1, float("nan"), "1", True, [], HUGE)),
     *(("top_k", value, "between 0 and ") for value in (-1, 1.5, "1", True, [], 10**9)),
-    *(("seed", value, f"between 0 and {2**63 - 1}") for value in (-1, 2**63, 1.5, "1", True, [], float("nan"))),
+    *(
+        ("seed", value, f"between {-(2**63)} and {2**63 - 1}")
+        for value in (-(2**63) - 1, 2**63, 1.5, "1", True, [], float("nan"))
+    ),
     *(("stop", value, "at most 4") for value in (list("abcde"), "", [""], ["a", ""], 5, True, {"a": 1}, [5], [None])),
     ("stop", "x" * 101, "100 characters"),
     *(("deadline_s", value, "between 0.001 and ") for value in (0, -1, float("nan"), float("inf"), "1", True, [], HUGE)),

@@ -107,6 +107,19 @@ def test_a_step_that_fails_is_no_fault_of_its_lines(server: Server, gate: Gate) 
     assert done["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
 
 
+def test_a_seeded_line_that_runs_again_after_a_failure_has_the_text_it_would_have_had(server: Server, gate: Gate) -> None:
+    hot = {"temperature": 1, "seed": 11, "n": 2, "max_tokens": 8}
+    asked = json.loads(line("a", **hot))["body"]
+    alone = [choice["text"] for choice in server.client.post("/v1/completions", json=asked).get_json()["choices"]]
+    gate.failure = RuntimeError("the device hiccups")
+    gate.seconds_a_step = 0.05
+    id = create(server, [line("a", **hot)])
+    wait_for(lambda: server.loop.stats()["errors"].get("step_failed", 0) >= 1, PATIENCE_S, "a step failed")
+    gate.reset()
+    done = entries(server, reached(server, id, "completed")["output_file_id"])
+    assert [choice["text"] for choice in done["a"]["response"]["body"]["choices"]] == alone
+
+
 def test_a_line_that_fails_each_time_is_given_up(server: Server, gate: Gate) -> None:
     gate.failure = RuntimeError("the device is gone")
     done = reached(server, create(server, [line("a"), line("b")]), "completed")

@@ -1,6 +1,7 @@
 """POST /burst: many requests at once, made by the server, the same ones each time."""
 
 from collections import Counter
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -35,7 +36,9 @@ def test_the_same_burst_has_the_same_requests(engine: Engine) -> None:
         return [(r.tokens, r.max_tokens, r.priority, r.sampling) for r in read_burst(body, engine, 0.0)]
 
     assert shown(GOOD) == shown(GOOD)
-    assert shown(GOOD) != shown(GOOD | {"seed": 1})
+    several = [shown(GOOD | {"seed": seed}) for seed in (0, 1, 5, -5)]
+    assert all(one != other for one, other in combinations(several, 2))
+    assert shown(GOOD | {"seed": -1}) != shown(GOOD | {"seed": -1}), "no seed, as on the other routes"
 
 
 def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
@@ -60,7 +63,7 @@ def test_lengths_and_classes_are_those_asked_for(engine: Engine) -> None:
         ("num_tokens", [True], "between 1 and 511"),
         ("num_tokens", 510, "at most 512"),
         ("deferred", 1.1, "between 0 and 1"),
-        ("seed", -1, "between 0 and"),
+        ("seed", 2**63, f"between {-(2**63)} and"),
         ("length", 5, "allowed: requests"),
     ],
 )

@@ -133,6 +133,6 @@ def test_prompt_and_output_may_fill_the_context(server: Server, engine: Engine) 
 
 
 def test_every_optional_field_is_taken_at_its_limits(server: Server) -> None:
-    low = {"temperature": 0, "top_k": 0, "top_p": 1e-6, "seed": 0, "stop": None, "priority": "immediate"}
+    low = {"temperature": 0, "top_k": 0, "top_p": 1e-6, "seed": -(2**63), "stop": None, "priority": "immediate"}
     high = {"temperature": 2, "top_p": 1, "seed": 2**63 - 1, "stop": ["z" * 100] * 4, "priority": "deferred", "deadline_s": 60}
     assert [server.ask(num_tokens=2, **fields).status_code for fields in (low, high)] == [200, 200]

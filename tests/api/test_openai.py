@@ -181,7 +181,7 @@ def test_flex_and_priority_mark_a_request_deferred(client: openai.OpenAI, server
         ({"n": 129}, "n"),
         ({"n": 100, "prompt": ["a", "b"]}, "n"),
         ({"logprobs": 6}, "logprobs"),
-        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"extra_body": {"service_tier": []}}, "service_tier"),
         ({"prompt": []}, "prompt"),

@@ -80,7 +80,7 @@ def test_random_weights_without_gpt2s_vocabulary_use_the_demos_and_never_draw_an
     answered: list[Request] = []
     driver = Driver(Scheduler(Dynamic(), limits), lambda: 0.0, answered.append)
     for i in range(8):
-        hot = SamplingParams(temperature=5.0 * (i % 2), top_k=[0, 0, 0, 40][i % 4], seed=i)
+        hot = SamplingParams(temperature=5.0 * (i % 2), top_k=[0, 0, 0, 40][i % 4], stream=i)
         driver.submit(Request(str(i), [i + 1, 7], 5, sampling=hot))
     while len(answered) < 8:
         driver.iterate(executor)

@@ -165,7 +165,7 @@ def test_a_stop_ends_its_text_where_it_is_met(way: str, demo: GPT, prompts, expe
 def drawn(model: GPT, policy: Policy, prompts: list[list[int]], way: str = "at once") -> list[list[int]]:
     requests = greedy(prompts)
     for i, req in enumerate(requests):
-        req.sampling = SamplingParams(1.0, top_k=[0, 50, 0, 5][i], top_p=[1.0, 1.0, 0.9, 0.9][i], seed=i)
+        req.sampling = SamplingParams(1.0, top_k=[0, 50, 0, 5][i], top_p=[1.0, 1.0, 0.9, 0.9][i], stream=i)
     return [req.output for req in run(model, policy, requests, way)]
 
 
@@ -367,7 +367,7 @@ def test_a_step_with_many_tokens_is_rounded_up_so_that_products_are_compiled_for
 def test_log_probabilities_are_the_models_own_of_prompts_and_drawn_tokens(demo: GPT, prompts: list[list[int]], way: str):
     """In chunks, and with a request between them that wants none."""
     oracle = GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
-    drawn = [SamplingParams(temperature=1.0, top_k=20, seed=i) for i in range(len(prompts))]
+    drawn = [SamplingParams(temperature=1.0, top_k=20, stream=i) for i in range(len(prompts))]
     requests = [Request(str(i), list(prompt), 6, sampling=drawn[i], num_logprobs=i) for i, prompt in enumerate(prompts)]
     requests[0].prompt_logprobs = requests[3].prompt_logprobs = True
     requests[1].num_logprobs = None

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import product
 
 import pytest
 import torch
@@ -79,15 +79,15 @@ def splitmix64(x: int) -> int:
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 4000), temperature=st.floats(0.05, 5.0))
-def test_a_draw_is_the_largest_of_log_probability_plus_gumbel_noise(seed: int, index: int, temperature: float):
-    logits = random_logits(1, 50, seed % 1000)
+@given(stream=st.integers(0, 2**64 - 1), index=st.integers(0, 4000), temperature=st.floats(0.05, 5.0))
+def test_a_draw_is_the_largest_of_log_probability_plus_gumbel_noise(stream: int, index: int, temperature: float):
+    logits = random_logits(1, 50, stream % 1000)
     golden = 0x9E3779B97F4A7C15
-    key = splitmix64((splitmix64(seed) + (index + 1) * golden) % 2**64)
-    noise = [((splitmix64((key + (token + 1) * golden) % 2**64) >> 11) + 0.5) / 2**53 for token in range(50)]
+    key = splitmix64((splitmix64(stream) + (index + 1) * golden) % 2**64)
+    noise = [((splitmix64((key + (token + 1) * golden) % 2**64) >> 12) + 0.5) / 2**52 for token in range(50)]
     probabilities = reference(logits[0].tolist(), SamplingParams(temperature))
     best = max(range(50), key=lambda t: math.log(probabilities[t] or 1e-300) - math.log(-math.log(noise[t])))
-    assert sample(logits, [SamplingParams(temperature, seed=seed)], [index]) == [best]
+    assert sample(logits, [SamplingParams(temperature, stream=stream)], [index]) == [best]
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_rounding_errors_of_the_logits_change_next_to_no_draw(params: SamplingPa
     assert sum(a != b for a, b in zip(before, after, strict=True)) <= 5
 
 
-def uniform(seed: int, index: int) -> float:
-    return uniforms([row_key(seed, index)], torch.tensor([[0]])).item()
+def uniform(stream: int, index: int, token: int = 0) -> float:
+    return uniforms([row_key(stream, index)], torch.tensor([[token]])).item()
 
 
 @settings(deadline=None, max_examples=60)
@@ -124,7 +124,7 @@ def test_only_tokens_that_the_cuts_leave_are_drawn(seed: int, temperature: float
 def test_greedy_is_the_likeliest_token():
     logits = random_logits(40, 300)
     likeliest = [row.index(max(row)) for row in logits.tolist()]
-    assert sample(logits, [SamplingParams(seed=i) for i in range(40)], range(40)) == likeliest
+    assert sample(logits, [SamplingParams(stream=i) for i in range(40)], range(40)) == likeliest
 
 
 def test_greedy_takes_the_first_of_equally_likely_tokens_in_any_batch():
@@ -136,7 +136,7 @@ def test_greedy_takes_the_first_of_equally_likely_tokens_in_any_batch():
 @pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-300])
 def test_a_tiny_temperature_is_greedy(temperature: float):
     logits = random_logits(40, 300)
-    params = [SamplingParams(temperature, seed=i) for i in range(40)]
+    params = [SamplingParams(temperature, stream=i) for i in range(40)]
     assert sample(logits, params, range(40)) == logits.argmax(-1).tolist()
 
 
@@ -144,7 +144,7 @@ def test_a_tiny_temperature_is_greedy(temperature: float):
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_top_p_always_keeps_the_likeliest_token(top_p: float, top_k: int):
     logits = random_logits(40, 300)
-    params = [SamplingParams(1.0, top_k, top_p, seed=i) for i in range(40)]
+    params = [SamplingParams(1.0, top_k, top_p, stream=i) for i in range(40)]
     assert sample(logits, params, range(40)) == logits.argmax(-1).tolist()
 
 
@@ -152,7 +152,7 @@ def test_top_p_always_keeps_the_likeliest_token(top_p: float, top_k: int):
 @pytest.mark.parametrize("make", [random_logits, tied_logits])
 def test_top_k_of_1_is_greedy_also_where_logits_are_equal(make, vocab: int):
     logits = make(40, vocab)
-    params = [SamplingParams(1.0, top_k=1, seed=i) for i in range(40)]
+    params = [SamplingParams(1.0, top_k=1, stream=i) for i in range(40)]
     assert sample(logits, params, range(40)) == sample(logits, [SamplingParams()] * 40, range(40))
 
 
@@ -183,7 +183,7 @@ def test_a_rows_draw_depends_neither_on_its_neighbours_nor_on_its_place(rows):
 def test_a_neighbours_larger_top_k_does_not_change_which_of_equal_logits_are_kept():
     wide = SamplingParams(1.0, top_k=400)
     for seed in range(30):
-        logits, params = tied_logits(1, 500, seed), SamplingParams(1.0, top_k=5, seed=seed)
+        logits, params = tied_logits(1, 500, seed), SamplingParams(1.0, top_k=5, stream=seed)
         together = sample(logits.expand(2, -1), [params, wide], [0, 0])
         assert together[0] == sample(logits, [params], [0])[0]
 
@@ -192,23 +192,41 @@ def test_no_rows_give_no_tokens():
     assert sample(torch.empty(0, 300), [], []) == []
 
 
-def test_the_uniform_number_lies_in_the_unit_interval_and_differs_by_seed_and_index():
-    seeds = [0, 1, 2, 2**31, 2**32, 2**63, 2**64 - 1]
-    numbers = [uniform(seed, index) for seed in seeds for index in range(300)]
-    assert all(0 <= u < 1 for u in numbers)
+def test_the_uniform_number_differs_by_stream_index_and_token_and_is_the_same_each_time():
+    places = list(product([0, 1, 2, 2**31, 2**32, 2**63, 2**64 - 1], range(100), range(5)))
+    numbers = [uniform(*place) for place in places]
+    assert all(0 < u < 1 for u in numbers)
     assert len(set(numbers)) == len(numbers)
-    assert numbers == [uniform(seed, index) for seed in seeds for index in range(300)], "and is the same each time"
+    assert numbers == [uniform(*place) for place in places]
 
 
-@pytest.mark.parametrize("along", ["seed", "index"])
-def test_the_uniform_number_is_uniform_over_seeds_and_over_indices(along: str):
-    bins, draws = 100, 20_000
-    numbers = [uniform(i, 3) if along == "seed" else uniform(7, i) for i in range(draws)]
-    counts = Counter(int(u * bins) for u in numbers)
-    chi2 = sum((counts[b] - draws / bins) ** 2 / (draws / bins) for b in range(bins))
-    assert 40 < chi2 < 180, "99 degrees of freedom: 99 +- 14"
-    following = sum((a - 0.5) * (b - 0.5) for a, b in pairwise(numbers)) / draws
-    assert abs(following) < 5 * (1 / 12) / math.sqrt(draws), "one number says nothing of the next"
+@pytest.mark.parametrize(("mixed", "u"), [(2**64 - 1, 1 - 2**-53), (0, 2**-53)])
+def test_the_uniform_number_is_never_0_nor_1_whose_noise_would_be_infinite(mixed: int, u: float):
+    """The key whose 64 bits come out as all ones, or none: each step of SplitMix64 taken back."""
+    x = mixed
+    for bits, factor in ((31, 1), (27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+        x = x * pow(factor, -1, 2**64) % 2**64
+        x ^= (x >> bits) ^ (x >> 2 * bits)
+    key = (x - 0x9E3779B97F4A7C15) % 2**64
+    assert uniforms([key], torch.tensor([[0]])).item() == u
+
+
+@pytest.mark.parametrize("along", ["streams", "indices", "tokens"])
+def test_the_uniform_number_is_uniform_and_says_nothing_of_its_neighbours(along: str):
+    """On neighbouring streams too, which hashed ones are not: the noise does not lean on the hash."""
+    bins, draws = 16, 40_000
+    counting = torch.arange(draws)
+    if along == "tokens":
+        numbers = uniforms([row_key(7, 3)], counting[None])[0]
+    else:
+        keys = [row_key(i, 3) if along == "streams" else row_key(7, i) for i in range(draws)]
+        numbers = uniforms(keys, torch.full((draws, 1), 11))[:, 0]
+    places = (numbers * bins).long()
+    for lag in range(1, 6):
+        pairs = torch.bincount(places[:-lag] * bins + places[lag:], minlength=bins**2)
+        expected = (draws - lag) / bins**2
+        chi2 = ((pairs - expected) ** 2 / expected).sum().item()
+        assert 255 - 5 * 22.6 < chi2 < 255 + 5 * 22.6, f"{lag} further: 255 degrees of freedom, 255 +- 22.6"
 
 
 def test_a_token_is_not_drawn_before_its_time():
