@@ -10,8 +10,11 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ DEFAULT_MODEL = "gpt2-medium"
 # then burns the time slice that the other needs (docs/performance.md). After so many turns they sleep.
 SPIN_COUNT = 5000
 LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
+SAY_EVERY_S = 4  # what a start that takes longer is doing
 
 
 def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Runner) -> Flask:
@@ -58,20 +62,25 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     return app
 
 
-def load_engine(settings: Settings) -> Engine:
-    """Load the model; in the batching thread, since it takes its time. Raises CheckpointError or ValueError."""
+def load_engine(settings: Settings, say: Callable[[str], None] = lambda doing: None) -> Engine:
+    """Load the model; in the batching thread, since it takes its time. `say` is told what is being done. Raises CheckpointError
+    or ValueError."""
+    say("importing torch")
     from model.engine import load_model, load_variants, make_executor  # torch: a second that the listener need not wait for
     from model.probe import probe
 
     name = settings.model or DEFAULT_MODEL
     fall_back = not settings.model and settings.weights == "pretrained"
+    say(f"reading {name} and laying out its weights")
     loaded = load_model(name, settings.weights, settings.dtype, settings.device, fall_back=fall_back)
     cheaper = load_variants(loaded, settings.variants, settings.dtype, settings.device)
     usual = config.GPU_BATCH_SIZE if loaded.device.type == "cuda" else config.CPU_BATCH_SIZE
     slots = settings.max_batch_size or min(usual, settings.token_budget)
+    say("trying a step, whose kernels are compiled once and kept")
     executor, limits = make_executor(
         loaded, time.monotonic, slots, settings.token_budget, settings.max_queue, settings.kv_memory_gb, cheaper
     )
+    say("measuring steps of the engine")
     limits, probes = probe(executor, limits)
     limits = replace(limits, prefix_caching=settings.prefix_caching == "on")
     if settings.tbt_slo_ms:
@@ -99,17 +108,38 @@ def application() -> Flask:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from None
+    progress = Progress()
     loop = BatchingLoop(
         settings.make_policy(settings.mode, {}),
-        lambda: load_engine(settings),
-        on_ready=lambda engine: _print_ready(settings, engine),
-        on_failed=_exit_failed,
+        partial(load_engine, settings, progress.say),
+        on_ready=lambda engine: (progress.end(), _print_ready(settings, engine)),
+        on_failed=lambda error: (progress.end(), _exit_failed(error)),
         input_log=_open_log(settings.input_log) if settings.input_log else None,
     )
     runner = Runner(store, loop, read_completion, errors.describe)
     loop.start()
     runner.start()
     return create_app(loop, settings, store, runner)
+
+
+class Progress:
+    """Says on stderr, every few seconds until the end, what a start is doing."""
+
+    def __init__(self) -> None:
+        self._doing, self._began, self._ended = "", time.monotonic(), threading.Event()
+        threading.Thread(target=self._run, name="progress", daemon=True).start()
+
+    def say(self, doing: str) -> None:
+        self._doing = doing
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _run(self) -> None:
+        hint = " (Ctrl-C stops the server)"
+        while not self._ended.wait(SAY_EVERY_S):
+            print(f"  {time.monotonic() - self._began:.0f} s: {self._doing}{hint}", file=sys.stderr, flush=True)
+            hint = ""
 
 
 def _print_ready(settings: Settings, engine: Engine) -> None:
@@ -150,6 +180,7 @@ def main() -> None:
     except config.SettingError as error:
         print(f"server.sh: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    os.chdir(config.HERE)  # paths that the caller gave are absolute by now
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         socket.create_server((settings.host, settings.port), family=family).close()
@@ -166,10 +197,9 @@ def main() -> None:
         raise SystemExit(1) from None
     allow_open_files(2 * settings.threads)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
-    here = os.path.dirname(os.path.abspath(__file__))
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    command = [sys.executable, "-m", "gunicorn", "-c", os.path.join(here, "gunicorn.conf.py")]
+    command = [sys.executable, "-m", "gunicorn", "-c", str(config.HERE / "gunicorn.conf.py")]
     os.execve(sys.executable, command, environment | settings.environment())
 
 

@@ -19,6 +19,7 @@ from batching.policy import Policy
 
 PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
+HERE = Path(__file__).resolve().parent
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
 MAX_VIEWERS = 64  # of /events; each holds a thread
@@ -87,6 +88,14 @@ def _truth(text: str) -> bool:
     return text.lower() in ("1", "true", "yes")
 
 
+def _path(text: str) -> Path | str:
+    return Path(text).expanduser() if text else ""
+
+
+def _weights(text: str) -> Path | str:
+    return text if text in ("", "pretrained", "random") else _path(text)
+
+
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help})
 
@@ -102,7 +111,9 @@ class Settings:
         _variants,
         "cheaper models beside it, as gpt2,distilgpt2 or demo:3,demo:2 (its first layers); the most accurate first",
     )
-    weights: str = _setting("pretrained", str, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint")
+    weights: str = _setting(
+        "pretrained", _weights, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint"
+    )
     dtype: str = _setting(
         "auto",
         _one_of("auto", "fp32", "fp16", "bf16", "int8"),
@@ -126,8 +137,8 @@ class Settings:
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
-    data_dir: str = _setting("data", str, "where files and batches are kept; one server at a time")
-    input_log: str = _setting("", str, "write what the scheduler takes in to this file, for replay")
+    data_dir: str = _setting("data", _path, "where files and batches are kept; one server at a time")
+    input_log: str = _setting("", _path, "write what the scheduler takes in to this file, for replay")
 
     def make_policy(self, mode: str, arguments: Mapping[str, Any]) -> Policy:
         """The policy of `mode`. What `arguments` leave out is as the server was started, else the policy's default.
@@ -153,7 +164,8 @@ class Settings:
 
 
 def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str | None] | None) -> Settings:
-    """Settings by name from the three sources, the first wins. Raises SettingError."""
+    """Settings by name from the three sources, the first wins. Paths are made absolute: a relative one begins where the server
+    was called, and one in .env beside that file. Raises SettingError."""
     values = {}
     for f in fields(Settings):
         variable, flag = PREFIX + f.name.upper(), "--" + f.name.replace("_", "-")
@@ -164,9 +176,12 @@ def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mappi
         ):
             if text is not None and (text != "" or name == f.name):
                 try:
-                    values[f.name] = f.metadata["parse"](text)
+                    value = f.metadata["parse"](text)
                 except ValueError as error:
                     raise SettingError(f"{source}: {error}, not {text!r}") from None
+                if isinstance(value, Path):
+                    value = str((HERE if source.endswith(" in .env") else Path.cwd()) / value)
+                values[f.name] = value
                 break
     settings = Settings(**values)
     if dotenv is not None:
@@ -244,7 +259,7 @@ def load_dotenv() -> Mapping[str, str | None] | None:
         from dotenv import dotenv_values
     except ImportError:
         return None
-    return dotenv_values(Path(__file__).with_name(".env"))
+    return dotenv_values(HERE / ".env")
 
 
 def main() -> None:

@@ -23,6 +23,20 @@ proc_name = "batchlab"
 DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
 
 
+GAVE_UP = 3  # a worker's status once it has said in a line of its own why the server cannot go on
+
+
+def on_starting(server):
+    """That line is enough: gunicorn would add three."""
+
+    def is_news(record):
+        if record.msg == "Worker (pid:%s) exited with code %s.":
+            return record.args[1] != GAVE_UP
+        return record.msg not in ("Shutting down: %s", "Reason: %s")
+
+    server.log.error_log.addFilter(is_news)
+
+
 def when_ready(server):
     """Gunicorn's reload (SIGHUP) would start a second worker beside the first, which has the model and the data folder."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

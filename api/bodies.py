@@ -27,7 +27,8 @@ from batching.request import Priority
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 100
-MIN_SEED, MAX_SEED, NO_SEED = -(2**63), 2**63 - 1, -1
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+NO_SEED = -1  # vLLM's way to ask for none
 LONGEST_TOKEN = 128  # bytes: no prompt of more than that times the context can fit
 ABOUT = ("title", "description", "default", "examples")  # of a field, whatever it may be
 NULL = {"type": "null"}
@@ -126,7 +127,11 @@ def _integral(value: Any, depth: int = 2) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-Seed = Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED, description="any int64, as OpenAI and vLLM have it; -1: none")]
+Seed = Annotated[
+    int,
+    Field(ge=MIN_SEED, le=MAX_SEED, description="makes a sampled text repeatable; -1: none"),
+    AfterValidator(lambda seed: None if seed == NO_SEED else seed),
+]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, description="0: always the likeliest token")]
 TopK = Annotated[int, Field(ge=0), UpTo("vocab_size"), Field(description="0: off")]
 TopP = Annotated[float, Field(ge=1e-6, le=1, description="1: off")]
@@ -266,10 +271,6 @@ def check_prompt(prompt: str, engine: Engine) -> str:
     if size > LONGEST_TOKEN * most:
         raise bad("prompt", f"has {size} bytes; the model's context is {most} tokens")
     return prompt
-
-
-def seed_or_none(seed: int | None) -> int | None:
-    return None if seed == NO_SEED else seed
 
 
 def stop_strings(stop: str | list[str] | None) -> list[str]:

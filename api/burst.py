@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify
 from pydantic import Field
 
 from api.auth import teacher_only
-from api.bodies import Body, Seed, UpTo, check, read_json, seed_or_none
+from api.bodies import Body, Seed, UpTo, check, read_json
 from api.errors import bad, read_body
 from batching.loop import BatchingLoop, Engine
 from batching.random_streams import random_streams
@@ -35,7 +35,7 @@ class BurstBody(Body):
     prompt_tokens: Lengths  # one of which each request takes
     num_tokens: Lengths
     deferred: Annotated[float, Field(ge=0, le=1, description="share of the requests")] = 0.0
-    seed: Seed = 0
+    seed: Seed | None = 0
 
 
 @blueprint.post("/burst")
@@ -61,14 +61,13 @@ def read_burst(body: Mapping[str, Any], engine: Engine, now: float) -> list[Requ
     if max(prompts) + max(outputs) > engine.limits.max_context:
         told = f"together with prompt_tokens at most {engine.limits.max_context} (the model's context)"
         raise bad("num_tokens", f"{told}, not {max(outputs)} + {max(prompts)}")
-    seed = seed_or_none(asked.seed)
-    rng = random.Random(random_streams(seed, [[]])[0])  # of the seed itself it would take -5 for 5
+    rng = random.Random(random_streams(asked.seed, [[]])[0])  # of the seed itself it would take -5 for 5
     deferred = round(asked.deferred * asked.requests)
     kinds = [Priority.DEFERRED] * deferred + [Priority.IMMEDIATE] * (asked.requests - deferred)
     rng.shuffle(kinds)
     text = engine.tokenizer.encode(TEXT)
     requests = [_request(text, rng, rng.choice(prompts), rng.choice(outputs), kind, now) for kind in kinds]
-    for req, stream in zip(requests, random_streams(seed, [req.tokens for req in requests]), strict=True):
+    for req, stream in zip(requests, random_streams(asked.seed, [req.tokens for req in requests]), strict=True):
         req.sampling = SamplingParams(TEMPERATURE, TOP_K, stream=stream)
     return requests
 

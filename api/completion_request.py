@@ -23,7 +23,6 @@ from api.bodies import (
     UpTo,
     check,
     check_prompt,
-    seed_or_none,
     stop_strings,
 )  # fmt: skip
 from api.completion import Choice, Completion
@@ -87,7 +86,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
         raise ApiError(404, told, "model", "model_not_found")
     prompts = _prompts(asked.prompt, engine)
     _check_together(asked, prompts, engine)
-    streams = iter(random_streams(seed_or_none(asked.seed), prompts, asked.n))
+    streams = iter(random_streams(asked.seed, prompts, asked.n))
     sampling = SamplingParams(
         temperature=asked.temperature,
         top_k=asked.top_k,

@@ -18,7 +18,6 @@ from api.bodies import (
     UpTo,
     check,
     check_prompt,
-    seed_or_none,
     stop_strings,
 )  # fmt: skip
 from api.errors import bad
@@ -62,7 +61,7 @@ def read_inference(body: Mapping[str, Any], engine: Engine, now: float) -> Reque
             temperature=asked.temperature,
             top_k=asked.top_k,
             top_p=asked.top_p,
-            stream=random_streams(seed_or_none(asked.seed), [tokens])[0],
+            stream=random_streams(asked.seed, [tokens])[0],
         ),
         stop=Ending(engine.tokenizer, stop_strings(asked.stop)),
     )

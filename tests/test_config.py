@@ -199,9 +199,9 @@ def test_the_usage_names_every_mode_and_flag(arguments: list[str], capsys: pytes
     assert [name for name in names if name not in usage] == []
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return subprocess.run(command, cwd=ROOT, env=own | environment, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, cwd=cwd, env=own | environment, capture_output=True, text=True, timeout=30)
 
 
 def test_a_bad_flag_ends_with_status_2_and_one_line_and_needs_no_installed_package() -> None:
@@ -223,6 +223,29 @@ def test_server_sh_without_arguments_prints_the_usage_and_installs_nothing() -> 
     ended = run("bash", "server.sh", PYTHON=sys.executable)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "MODE" in ended.stdout
+
+
+def test_a_relative_path_begins_where_the_server_was_called_and_in_dotenv_beside_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = parse(["dynamic", "--data-dir", "random", "--weights", "../mine"], {}, {})
+    assert settings.data_dir == str(tmp_path / "random")
+    assert settings.weights == str(tmp_path / "../mine")
+    with pytest.raises(SettingError, match="--input-log: /home/me/log cannot be written"):
+        parse(["dynamic", "--input-log", "~/log"], {}, {})
+    by_variable = parse(["dynamic"], {"BATCHLAB_DATA_DIR": "here"}, {"BATCHLAB_WEIGHTS": "there"})
+    assert (by_variable.data_dir, by_variable.weights) == (str(tmp_path / "here"), str(ROOT / "there"))
+    usual = parse(["dynamic", "--weights", "random"], {}, {})
+    assert (usual.data_dir, usual.weights, usual.input_log) == ("data", "random", "")
+
+
+def test_a_folder_that_is_not_there_is_named_as_the_caller_meant_it(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    ended = run(sys.executable, str(ROOT / "app.py"), "dynamic", "--port", "0", "--data-dir", "a file", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"server.sh: --data-dir: {tmp_path}/a file: ")
 
 
 def test_keys_that_no_header_can_carry_are_refused() -> None:

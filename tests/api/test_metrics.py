@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -203,7 +203,6 @@ def shown(driver: Driver) -> Scrape:
     return Scrape(snapshot.collect())
 
 
-@settings(max_examples=30, deadline=None)
 @given(events=events, depth=st.sampled_from([1, 2]), failing=st.sets(st.integers(1, 20), max_size=2))
 def test_whatever_happens_no_counter_falls_and_all_agree_in_the_end(events: list, depth: int, failing: set[int]) -> None:
     clock, answered = VirtualClock(), []

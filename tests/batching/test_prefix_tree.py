@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.prefix_tree import Group, prefix_groups
@@ -80,7 +80,6 @@ def partitions(places: list[int]) -> Iterator[list[list[int]]]:
             yield [*others[:i], [first, *part], *others[i + 1 :]]
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("AB", max_size=6), min_size=1, max_size=6))
 def test_no_grouping_saves_more(paths: list[str]):
     found = prefix_groups(paths)

@@ -144,5 +144,5 @@ class Machine(RuleBasedStateMachine):
         assert replay(self.log) == self.plans
 
 
-Machine.TestCase.settings = settings(max_examples=2500, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=10 * settings.default.max_examples, stateful_step_count=40)
 TestMachine = Machine.TestCase

@@ -1,0 +1,1 @@
+import tests.triton_interpreter  # noqa: F401

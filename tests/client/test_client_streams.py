@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_arrivals, read_arrivals
 from distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lengths import WORDS, draw_lengths, fit, read_lengths, words
 from workload import PlanError, Workload, make_plan, read_plan, write_plan
 
 from client import main
-from model.tokenizer import load_demo_tokenizer, load_gpt2_tokenizer
 
 SPANS = {"outer": st.sampled_from(sorted(OUTER)), "inner": st.sampled_from(sorted(INNER))}
 
@@ -26,7 +25,6 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@settings(deadline=None, max_examples=200)
 @given(**SPANS, count=st.integers(1, 400), bins=st.integers(1, 60), seed=st.integers(0, 2**32), duration_s=st.floats(0.01, 1e4))
 def test_each_outer_and_inner_shape_sends_exactly_so_many_requests_each_in_its_bin(
     outer: str, inner: str, count: int, bins: int, seed: int, duration_s: float
@@ -185,6 +183,9 @@ def test_what_does_not_fit_the_context_is_cut_to_it(pair: tuple[int, int], expec
 
 
 def test_a_prompt_made_to_a_length_has_it_in_both_vocabularies() -> None:
+    pytest.importorskip("tiktoken", reason="the server's vocabularies need tiktoken")
+    from model.tokenizer import load_demo_tokenizer, load_gpt2_tokenizer
+
     tokenizer = load_demo_tokenizer(Path(__file__).parents[2] / "model" / "demo")
     draw = random.Random(0)
     for tokens in (1, 2, 7, 300):

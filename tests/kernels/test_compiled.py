@@ -3,11 +3,14 @@ at a time and keeps its numbers in registers. In a process of its own, since in 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.read_only import bound, read_only
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''
@@ -53,3 +56,36 @@ def test_the_kernels_compile_for_ampere_and_hopper_and_read_16_bytes_at_a_time(c
         assert ".local" not in code[name], f"{name}: numbers that did not fit into registers"
     if kind != "fp32":
         assert "mma" in code["ragged"], "on the tensor cores"
+
+
+KEPT_WHERE = """
+import kernels, numba
+from pathlib import Path
+@numba.njit(cache=True)
+def one():
+    return 1
+print(one(), numba.config.CACHE_DIR, len(list(Path(numba.config.CACHE_DIR).rglob("*.nbi"))))
+"""
+
+
+def test_where_the_repository_cannot_be_written_numbas_kernels_are_kept_for_the_process_alone(tmp_path: Path):
+    house = tmp_path / "house"
+    shutil.copytree(ROOT / "kernels", house / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    (house / "program.py").write_text(KEPT_WHERE, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "HOME")}
+
+    def run(*before: str) -> list[str]:
+        command = [*before, sys.executable, "program.py"]
+        return subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    with read_only(house / "kernels"):
+        one, folder, kept = run(*bound())
+    assert (one, kept) == ("1", "1")
+    assert not Path(folder).exists(), "cleared away at the end"
+    _, folder, _ = run()
+    assert Path(folder).is_relative_to(house / "kernels")
+    (Path(folder) / "more.nbi").touch()
+    with read_only(Path(folder)):
+        one, copy, kept = run(*bound())
+    assert (one, kept) == ("1", "2"), "what was kept before is found"
+    assert copy != folder

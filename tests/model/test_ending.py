@@ -1,7 +1,7 @@
 """Stop strings over tokens that know nothing of them."""
 
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.request import Request
@@ -56,7 +56,6 @@ def test_a_stop_that_begins_in_the_prompt_does_not_count():
     assert stops_after(["The END"], [b"END", b" of"], prompt=[b". The "]) is None
 
 
-@settings(deadline=None)
 @given(
     generated=st.lists(st.sampled_from(PIECES), min_size=1, max_size=12),
     stops=st.lists(st.text("helo, wrdTEN.\n\u65e5\u672c", min_size=1, max_size=6), min_size=1, max_size=3),
@@ -99,7 +98,6 @@ def test_nothing_ends_a_text_before_its_least_length():
     assert ending.said(req.output, "stop") == b"END<|end|>hel"
 
 
-@settings(deadline=None)
 @given(
     generated=st.lists(st.sampled_from(PIECES), min_size=1, max_size=12),
     stops=st.lists(st.text("helo, wrdTEN.\n\u65e5\u672c", min_size=1, max_size=6), max_size=3),

@@ -75,6 +75,7 @@ def test_the_comparison_fails_when_any_one_tensor_is_zeroed(small, load_twin):
     assert worst(mixed_run(model, sequences)[1], oracle, sequences[1]) < TOLERANCE
 
 
+@pytest.mark.thorough
 def test_the_comparison_fails_at_the_medium_shape_when_any_one_tensor_is_zeroed(medium, load_twin):
     oracle, folder = medium
     model = load_twin(folder)

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.request import SamplingParams
@@ -78,7 +78,6 @@ def splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@settings(deadline=None, max_examples=60)
 @given(stream=st.integers(0, 2**64 - 1), index=st.integers(0, 4000), temperature=st.floats(0.05, 5.0))
 def test_a_draw_is_the_largest_of_log_probability_plus_gumbel_noise(stream: int, index: int, temperature: float):
     logits = random_logits(1, 50, stream % 1000)
@@ -106,7 +105,6 @@ def uniform(stream: int, index: int, token: int = 0) -> float:
     return uniforms([row_key(stream, index)], torch.tensor([[token]])).item()
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.sampled_from([0.3, 1.0, 3.0]),
@@ -170,7 +168,6 @@ ROW = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=100)
 @given(rows=st.lists(ROW, min_size=2, max_size=8))
 def test_a_rows_draw_depends_neither_on_its_neighbours_nor_on_its_place(rows):
     logits = torch.cat([(tied_logits if tied else random_logits)(1, 300, seed) for seed, tied, _, _ in rows])

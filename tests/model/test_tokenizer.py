@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.checkpoint import DEMO
@@ -90,7 +90,6 @@ def test_vocab_json_gives_the_ids_of_tiktokens_own_encoding(gpt2: Tokenizer, fro
         assert ours.encode(text) == own.encode_ordinary(text)
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(max_size=80))
 def test_vocab_json_cuts_any_text_as_tiktoken_does(gpt2: Tokenizer, from_vocab_json: Tokenizer, text: str):
     assert from_vocab_json.encode(text) == gpt2.encoding.encode_ordinary(text)
@@ -121,7 +120,6 @@ def test_a_damaged_cache_of_tiktoken_counts_as_none_and_nothing_is_fetched(
 # The demo model's vocabulary.
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(max_size=80))
 def test_the_demo_vocabulary_gives_any_text_back_as_it_was(text: str):
     tokens = DEMO_VOCABULARY.encode(text)
@@ -129,7 +127,6 @@ def test_the_demo_vocabulary_gives_any_text_back_as_it_was(text: str):
     assert all(0 <= token < DEMO_VOCABULARY.vocab_size for token in tokens)
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(st.sampled_from("a \u00e9\u65e5\u0915\U0001f600\U0001f469\u200d"), max_size=30))
 def test_a_text_decoded_token_by_token_only_ever_grows(text: str):
     tokens = DEMO_VOCABULARY.encode(text)

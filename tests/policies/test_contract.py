@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.policy import Limits, Policy
@@ -66,7 +66,6 @@ def expected_output(req: Request, stop: int) -> list[int]:
     return list(range(req.prompt_len, req.prompt_len + min(req.max_tokens, stop)))
 
 
-@settings(max_examples=150, deadline=None)
 @given(workload=workloads, limits=engines, depth=st.sampled_from([1, 2]))
 def test_every_request_is_answered_once_with_its_own_tokens(policy_class: type[Policy], workload, limits: Limits, depth: int):
     requests = requests_of(workload)
@@ -82,7 +81,6 @@ def test_every_request_is_answered_once_with_its_own_tokens(policy_class: type[P
     assert len(steps) <= len(requests) * (1 + most_tokens), "liveness"
 
 
-@settings(max_examples=150, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits: Limits):
     def check(step: Step) -> None:
@@ -98,7 +96,6 @@ def test_no_step_exceeds_the_engine(policy_class: type[Policy], workload, limits
     simulate(policy_class(), limits, requests_of(workload), on_step=check)
 
 
-@settings(max_examples=100, deadline=None)
 @given(workload=workloads, limits=engines)
 def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: type[Policy], workload, limits: Limits):
     """All there long before the start, no limit on a step's time, steps too short to use up a quantum, no prefix caching:

@@ -1,7 +1,7 @@
 """What `sarathi` promises: no decode is ever held back, and no prompt makes a step longer than the limit between tokens."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.policies.dynamic import Dynamic
@@ -40,7 +40,6 @@ def test_decodes_come_first_then_the_unfinished_prefill_then_new_requests():
 workloads = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(0, 60)), min_size=1, max_size=10)
 
 
-@settings(max_examples=60, deadline=None)
 @given(workload=workloads, num_blocks=st.integers(42, 120))
 def test_with_the_same_budget_dynamic_makes_the_same_plans(workload: list[tuple[int, int, int]], num_blocks: int):
     plans = []
