@@ -97,10 +97,15 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason | None
 
 
+class PromptTokens(TypedDict):
+    cached_tokens: Annotated[int, Field(description="that the prefix cache held")]
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class CompletionAnswer(TypedDict):

@@ -2,7 +2,7 @@
 the same code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class Completion:
     tier: str | None
     stream: bool
     include_usage: bool
+    usage_in_every_chunk: bool
     num_prompts: int
 
     @property
@@ -52,7 +53,8 @@ class Completion:
         """What has become known since the last call, as chunks of a streamed answer."""
         for i, choice in enumerate(self.choices):
             if chunk := self._piece(i, choice):
-                yield self._object([chunk]) | ({"usage": None} if self.include_usage else {})
+                usage = _usage([choice.request], choice.num_sent) if self.usage_in_every_chunk else None
+                yield self._object([chunk]) | ({"usage": usage} if self.include_usage else {})
 
     def last(self) -> Iterator[dict[str, Any]]:
         """The chunk that ends a streamed answer, where it is asked for."""
@@ -64,10 +66,11 @@ class Completion:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
         return head | {"choices": choices} | tier
 
-    def _usage(self) -> dict[str, int]:
-        prompt = sum(choice.request.prompt_len for choice in self.choices) * self.num_prompts // len(self.choices)
+    def _usage(self) -> dict[str, Any]:
+        """A prompt counts once, however many choices it has."""
+        firsts = [choice.request for choice in self.choices[:: len(self.choices) // self.num_prompts]]
         output = sum(len(self._output(choice.request)) for choice in self.choices)
-        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        return _usage(firsts, output)
 
     def _output(self, req: Request) -> list[int]:
         return req.output[: self.max_tokens]  # with max_tokens 0 the engine still computes one
@@ -78,7 +81,7 @@ class Completion:
         prompt = req.tokens[: req.prompt_len] if self.echo else []
         text = text_of(self.tokenizer.bytes_of(prompt) + data)
         reason = req.finish_reason if output else "length"
-        return {"index": index, "text": text, "logprobs": self._logprobs(req, prompt, output, 0), "finish_reason": reason}
+        return {"index": index, "text": text, "logprobs": self._logprobs(choice, prompt, output, 0), "finish_reason": reason}
 
     def _piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
         req = choice.request
@@ -95,24 +98,28 @@ class Completion:
         if not text and reason is None:
             return None
         new = output[choice.num_sent :]
-        logprobs = self._logprobs(req, prompt, new, choice.offset, choice.num_sent)
-        choice.num_sent, choice.offset = len(output), choice.offset + len(self.tokenizer.decode([*prompt, *new]))
+        logprobs = self._logprobs(choice, prompt, new, choice.offset, choice.num_sent)
+        choice.num_sent, choice.offset = (
+            len(output),
+            choice.offset + len(self.tokenizer.decode(prompt)) + len(text_of(choice.ending.shown(new))),
+        )
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(
-        self, req: Request, prompt: list[int], output: list[int], offset: int, num_sent: int = 0
+        self, choice: Choice, prompt: list[int], output: list[int], offset: int, num_sent: int = 0
     ) -> dict[str, Any] | None:
         """OpenAI's four lists, over an echoed prompt and the drawn tokens, those of a stop included. A prompt's first token
         has no probability: null. Beside the likeliest tokens the drawn one is always named."""
         if self.logprobs is None:
             return None
+        req, shown = choice.request, choice.ending.shown
         places = [*range(len(prompt)), *range(req.prompt_len + num_sent, req.prompt_len + num_sent + len(output))]
         found = [req.logprobs.get(place) for place in places]
         names = [self._name(token) for token in [*prompt, *output]]
         offsets, data = [], b""
-        for token in [*prompt, *output]:
+        for piece in [*(self.tokenizer.bytes_of([token]) for token in prompt), *(shown([token]) for token in output)]:
             offsets.append(offset + len(text_of(data)))
-            data += self.tokenizer.bytes_of([token])
+            data += piece
         return {
             "tokens": names,
             "token_logprobs": [entry and entry.logprob for entry in found],
@@ -132,3 +139,10 @@ class Completion:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _usage(firsts: Sequence[Request], output: int) -> dict[str, Any]:
+    """Of prompts, by a request of each, and `output` generated tokens."""
+    prompt, cached = sum(req.prompt_len for req in firsts), sum(req.num_cached for req in firsts)
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached}}

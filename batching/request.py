@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 
@@ -40,8 +41,22 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stream: int = 0  # of random numbers, 64 bits: batching/random_streams.py
-    min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
-    not_yet: int = -1
+    min_p: float = 0.0  # 0: off
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to a token's logit
+    repetition_penalty: float = 1.0  # 1: off
+    frequency_penalty: float = 0.0  # 0: off
+    presence_penalty: float = 0.0  # 0: off
+    min_tokens: int = 0  # before so many are generated, none of `stop_token_ids` is drawn
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the tokens that came before count."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+    @cached_property
+    def adjusts_logits(self) -> bool:
+        return bool(self.logit_bias or self.penalised or (self.min_tokens and self.stop_token_ids))
 
 
 class Logprob(NamedTuple):
@@ -94,6 +109,7 @@ class Request:
     in_flight: int = field(init=False, default=0)  # steps under way that contain this request
     blocks: array = field(init=False, default_factory=lambda: array("i"))  # its KV block table, int32
     keys: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for
+    num_cached: int = field(init=False, default=0)  # tokens that the prefix cache held when it was first admitted
     num_entered: int = field(init=False, default=0)  # blocks that are complete, and known to the prefix cache
     state: State = field(init=False, default=State.WAITING)
     finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"

@@ -296,6 +296,8 @@ class Scheduler:
             req.blocks.extend(work.shared)
             req.num_entered = len(work.shared)
             req.num_computed = cached = req.num_entered * self.limits.block_size
+            if not req.preemptions:
+                req.num_cached = cached
         if blocks:
             req.blocks.extend(self.blocks.allocate(blocks))
         start = req.num_computed
