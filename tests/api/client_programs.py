@@ -49,14 +49,9 @@ def llm(url: str) -> list[str]:
         return [model.prompt(PROMPT, stream=stream, **SETTINGS).text() for stream in (False, True)]
 
 
-CLIENTS: dict[str, Callable[[str], list[str]]] = {
-    "langchain": langchain, "litellm": litellm, "llamaindex": llamaindex, "llm": llm,
+CLIENTS: dict[str, Callable[[str], list[str]]] = {  # by the module that has to be there
+    "langchain_openai": langchain, "litellm": litellm, "llama_index.llms.openai_like": llamaindex, "llm": llm,
 }  # fmt: skip
 
 if __name__ == "__main__":
-    try:
-        texts = CLIENTS[sys.argv[1]](sys.argv[2])
-    except ImportError as error:
-        print(error)
-        raise SystemExit(77) from None  # the usual status of a test that is skipped
-    print(json.dumps(texts))
+    print(json.dumps(CLIENTS[sys.argv[1]](sys.argv[2])))

@@ -1,4 +1,4 @@
-"""What requests ask to be done to their logits: against transformers' processors and plain loops, alone and among neighbours."""
+"""What requests ask to be done to their logits: against transformers' processors and plain loops, alone and in a batch."""
 
 import math
 import random
@@ -98,7 +98,7 @@ def test_min_p_keeps_what_transformers_keeps(min_p: float, temperature: float):
 def test_top_p_counts_within_what_min_p_leaves():
     logits = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()
     both = _nucleus(logits, [SamplingParams(1.0, top_p=0.8, min_p=0.3)])
-    assert both[0].isfinite().tolist() == [True, True, True, False, False], "0.7 of 0.85 is 0.82: without min_p four are kept"
+    assert both[0].isfinite().tolist() == [True, True, False, False, False], "0.7 of 0.85: without min_p three"
 
 
 def test_a_bias_of_100_makes_a_token_certain_and_one_of_minus_100_impossible():
