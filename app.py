@@ -87,6 +87,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda doing: N
         limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {
         "model": loaded.name,
+        "served_model_names": settings.served_model_name or (loaded.name,),
         "variants": list(limits.variants),
         "weights": loaded.weights,
         "vocabulary": loaded.tokenizer.name,

@@ -30,7 +30,7 @@ from api.completion import Choice, Completion
 from api.errors import ApiError, bad
 from batching.loop import Engine
 from batching.random_streams import random_streams
-from batching.request import Priority, Request, SamplingParams
+from batching.request import Choices, Priority, Request, SamplingParams
 from model.ending import Ending, TextStream
 
 TIERS = {"auto": "default", "default": "default", "flex": "flex"}  # what a tier is answered with
@@ -136,12 +136,12 @@ class CompletionBody(Body):
 
 def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Completion:
     """The call that `body` makes. Raises ApiError naming the field and its limit."""
-    tokenizer, served = engine.tokenizer, engine.about["model"]
+    tokenizer, served = engine.tokenizer, ", ".join(engine.served_names)
     if body.get("model") is None:
-        raise bad("model", f"is missing; this server has {served!r}")
+        raise bad("model", f"is missing; this server has {served}")
     asked = check(CompletionBody, body, engine)
-    if asked.model != served:
-        told = f"model: there is no {asked.model[:60]!r}; this server has {served!r}"
+    if asked.model not in engine.served_names:
+        told = f"model: there is no {asked.model[:60]!r}; this server has {served}"
         raise ApiError(404, told, "model", "model_not_found")
     prompts = _prompts(asked.prompt, engine)
     _check_together(asked, prompts, engine)
@@ -152,6 +152,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
     choices: list[Choice] = []
     name = "cmpl-" + uuid.uuid4().hex
     for prompt in prompts:
+        group = Choices(asked.n)
         for _ in range(asked.n):
             ending = Ending(
                 tokenizer,
@@ -170,13 +171,14 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
                 arrival=now,
                 sampling=replace(sampling, stream=next(streams)),
                 stop=ending,
+                choices=group,
                 num_logprobs=num_logprobs,
                 prompt_logprobs=asked.echo and num_logprobs is not None,
             )
             choices.append(Choice(req, ending, TextStream(ending)))
     return Completion(
         id=name if asked.request_id is None else f"cmpl-{asked.request_id}",
-        model=served,
+        model=engine.served_names[0],
         created=int(time.time()),
         choices=choices,
         tokenizer=tokenizer,

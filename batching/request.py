@@ -66,6 +66,15 @@ class Logprob(NamedTuple):
     top: list[tuple[int, float]]
 
 
+@dataclass(eq=False, slots=True)
+class Choices:
+    """The `n` requests that continue one prompt of a call: vLLM's metrics count them as one."""
+
+    n: int
+    answered: int = 0
+    longest: int = 0  # generated tokens, of those answered
+
+
 class RequestError(Exception):
     """Why a request was not served. `code` is the short machine-readable reason, `param` the field at fault."""
 
@@ -99,6 +108,7 @@ class Request:
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
     num_logprobs: int | None = None  # of how many alternatives; None: no log probabilities at all
     prompt_logprobs: bool = False  # those of the prompt's tokens too
+    choices: Choices | None = None  # None: it is the only one
     output_len: int | None = None  # tokens after which it will stop, where a workload knows; only oracles look at it
 
     # The books.

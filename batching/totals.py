@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
-from batching.request import Priority, Request
+from batching.request import Choices, Priority, Request
 
 CLASSES = (*(priority.value for priority in Priority), "promoted")
 
@@ -24,6 +24,7 @@ REQUEST_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240,
     480, 960, 1920, 7680,
 )  # fmt: skip
+CHOICES = (1, 2, 5, 10, 20)
 REQUEST_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -99,6 +100,9 @@ class Histograms:
         self.prompt_tokens = _by_class(REQUEST_TOKENS)
         self.output_tokens = _by_class(REQUEST_TOKENS)
         self.max_tokens = _by_class(REQUEST_TOKENS)
+        self.inference = _by_class(REQUEST_S)  # from the first step to the last token
+        self.longest = _by_class(REQUEST_TOKENS)  # tokens generated for the longest of a prompt's choices
+        self.choices = _by_class(CHOICES)  # of a prompt
 
     def token(self, req: Request) -> None:
         """`req` has just got a token."""
@@ -122,6 +126,12 @@ class Histograms:
         self.prompt_tokens[kind].observe(req.prompt_len)
         self.output_tokens[kind].observe(len(times))
         self.max_tokens[kind].observe(req.max_tokens)
+        self.inference[kind].observe(times[-1] - req.admitted_at)
+        group = req.choices or Choices(1)
+        group.answered, group.longest = group.answered + 1, max(group.longest, len(times))
+        if group.answered == group.n:
+            self.longest[kind].observe(group.longest)
+            self.choices[kind].observe(group.n)
 
 
 @dataclass

@@ -131,7 +131,8 @@ def serve(engine: Engine, gate: Gate, tmp_path: Path) -> Iterator[Callable[..., 
     def start(mode: str = "dynamic", **changes: Any) -> Server:
         settings = replace(SETTINGS, mode=mode, **{"data_dir": str(tmp_path / f"data{len(started)}"), **changes})
         limits = replace(engine.limits, max_batch_size=settings.max_batch_size, max_queue=settings.max_queue)
-        loop = BatchingLoop(settings.make_policy(mode, {}), lambda: engine._replace(limits=limits))
+        about = engine.about | {"served_model_names": settings.served_model_name or ("demo",)}
+        loop = BatchingLoop(settings.make_policy(mode, {}), lambda: engine._replace(limits=limits, about=about))
         loop.start()
         wait_for(lambda: loop.health is not Health.LOADING, PATIENCE_S, "loaded")
         started.append(Server(loop, settings))

@@ -210,6 +210,31 @@ def test_the_answers_id_is_the_callers_where_it_gives_one(server: Server) -> Non
     assert post(server, request_id="bench-7").get_json()["id"] == "cmpl-bench-7"
 
 
+def test_the_model_is_called_as_the_server_was_told(serve: Callable[..., Server]) -> None:
+    server = serve(served_model_name=("gpt-3.5-turbo-instruct", "small"))
+    assert [model["id"] for model in server.client.get("/v1/models").get_json()["data"]] == ["gpt-3.5-turbo-instruct", "small"]
+    for name in ("small", "gpt-3.5-turbo-instruct"):
+        assert post(server, model=name).get_json()["model"] == "gpt-3.5-turbo-instruct"
+        assert server.client.get(f"/v1/models/{name}").status_code == 200
+    refused = post(server, model="demo")
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (404, "model_not_found")
+    assert 'model_name="gpt-3.5-turbo-instruct"' in server.client.get("/metrics").get_data(as_text=True)
+
+
+def test_the_choices_of_a_prompt_are_one_request_of_vllms_metrics(server: Server) -> None:
+    texts(post(server, n=3, best_of=3, temperature=1, prompt=[PROMPT, "The king"]))
+    texts(post(server, max_tokens=5, ignore_eos=True))
+    lines = server.client.get("/metrics").get_data(as_text=True).splitlines()
+    mine = [line for line in lines if 'priority="immediate"' in line]
+    found = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in mine}
+    assert (found["vllm:request_params_n_count"], found["vllm:request_params_n_sum"]) == (3, 7)
+    assert found["vllm:request_max_num_generation_tokens_count"] == 3
+    assert found["vllm:request_inference_time_seconds_count"] == 7
+    for part in ("sum", "count"):
+        assert found[f"vllm:time_per_output_token_seconds_{part}"] == found[f"vllm:inter_token_latency_seconds_{part}"]
+    assert any(line.startswith("vllm:cache_config_info{") and 'block_size="16"' in line for line in lines)
+
+
 @pytest.fixture(scope="module")
 def process(start_process: Callable[..., ServerProcess]) -> ServerProcess:
     return start_process("dynamic", "--model", "demo", "--dtype", "fp32", "--device", "cpu").wait_until_ready()

@@ -10,7 +10,7 @@ from jobs.check import check
 from jobs.records import Batch, Result
 from jobs.store import Store
 
-ENDPOINT, MODEL = "/v1/completions", "demo"
+ENDPOINT, (MODEL,) = "/v1/completions", "demo"
 
 
 def request_line(custom_id: str) -> bytes:
@@ -26,7 +26,7 @@ def add_batch(store: Store, lines: int) -> Batch:
 
 def accept(store: Store, batch: Batch) -> Batch:
     with store.open_file(batch.input_file_id) as stream:
-        lines, errors = check(stream, ENDPOINT, MODEL)
+        lines, errors = check(stream, ENDPOINT, (MODEL,))
     assert not errors
     return store.accept(batch.id, lines, MODEL)
 
