@@ -10,7 +10,7 @@ from jobs.check import check
 from jobs.records import Batch, Result
 from jobs.store import Store
 
-ENDPOINT, (MODEL,) = "/v1/completions", "demo"
+ENDPOINT, MODEL = "/v1/completions", "demo"
 
 
 def request_line(custom_id: str) -> bytes:
