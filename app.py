@@ -21,7 +21,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, metrics, openai, openapi, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, instance, metrics, openai, openapi, teaching, watching
 from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -48,6 +48,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.extensions["store"] = store
     app.extensions["runner"] = runner
     errors.register(app)
+    instance.register(app)
     auth.register(app, settings.api_key, settings.teacher_key)
     app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)

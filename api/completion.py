@@ -81,7 +81,8 @@ class Completion:
         prompt = req.tokens[: req.prompt_len] if self.echo else []
         text = text_of(self.tokenizer.bytes_of(prompt) + data)
         reason = req.finish_reason if output else "length"
-        return {"index": index, "text": text, "logprobs": self._logprobs(choice, prompt, output, 0), "finish_reason": reason}
+        logprobs = self._logprobs(choice, prompt, output, 0)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "mode": req.mode}
 
     def _piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
         req = choice.request
@@ -99,11 +100,10 @@ class Completion:
             return None
         new = output[choice.num_sent :]
         logprobs = self._logprobs(choice, prompt, new, choice.offset, choice.num_sent)
-        choice.num_sent, choice.offset = (
-            len(output),
-            choice.offset + len(self.tokenizer.decode(prompt)) + len(text_of(choice.ending.shown(new))),
-        )
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice.num_sent = len(output)
+        choice.offset += len(self.tokenizer.decode(prompt)) + len(text_of(choice.ending.shown(new)))
+        piece = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return piece | ({"mode": req.mode} if reason else {})
 
     def _logprobs(
         self, choice: Choice, prompt: list[int], output: list[int], offset: int, num_sent: int = 0

@@ -37,16 +37,24 @@ COUNTERS = (  # the last word, _total, is added where they are written out
     ("batchlab_busy_seconds", "busy_s", "Time during which a step was computed."),
     ("batchlab_computed_tokens", "computed_tokens", "Tokens computed: prompts, decodes, and what is computed again."),
     ("batchlab_recomputed_tokens", "recomputed_tokens", "Tokens computed again after a preemption."),
-    ("batchlab_padding_tokens", "padding_tokens", "Padding computed beside them: the rectangle of a static batch."),
+    (
+        "batchlab_padding_tokens",
+        "padding_tokens",
+        "Padding computed beside them, as a static batch's rectangle: the padding share is this / (this + computed tokens).",
+    ),
     ("batchlab_graph_padding_rows", "graph_padding_rows", "Rows added to fill up a CUDA graph."),
     ("batchlab_promotions", "promotions", "Deferred requests that became immediate, so as not to starve or be late."),
 )
+SERVER_TTFT = (
+    "From a request's arrival at the server to its first token computed: less than a client's TTFT, by HTTP and sending."
+)
+TPOT = "Time per output token after the first, from a request's first token to its last."
 HISTOGRAMS = (  # by priority
-    ("vllm:time_to_first_token_seconds", "first_token", "From a request's arrival to its first token."),
-    ("vllm:inter_token_latency_seconds", "between_tokens", "Between a token and the one before, for every token."),
+    ("vllm:time_to_first_token_seconds", "first_token", SERVER_TTFT),
+    ("vllm:inter_token_latency_seconds", "between_tokens", "Between a token computed and the one before, for every token."),
     ("vllm:time_per_output_token_seconds", "between_tokens", "The same, by the name that it had in vLLM until 0.11."),
-    ("vllm:request_time_per_output_token_seconds", "per_output_token", "Mean time per token after the first, of a request."),
-    ("vllm:e2e_request_latency_seconds", "latency", "From a request's arrival to its answer."),
+    ("vllm:request_time_per_output_token_seconds", "per_output_token", TPOT),
+    ("vllm:e2e_request_latency_seconds", "latency", "From a request's arrival at the server to its answer."),
     ("vllm:request_queue_time_seconds", "queue", "From a request's arrival to its first step."),
     ("vllm:request_prefill_time_seconds", "prefill", "From a request's first step to its first token."),
     ("vllm:request_decode_time_seconds", "decode", "From a request's first token to its last."),

@@ -42,8 +42,8 @@ def _answer(req: Request, prompt: str) -> dict[str, Any]:
         "completion": prompt + text,
         "num_tokens": len(req.output),
         "finish_reason": req.finish_reason,
-        "ttft": req.token_times[0] - req.arrival,
-        "latency": (req.answered_at or 0.0) - req.arrival,
+        "ttft": req.server_ttft,
+        "latency": req.e2el,
         "mode": req.mode,
     }
 
@@ -52,7 +52,7 @@ def _answer(req: Request, prompt: str) -> dict[str, Any]:
 def stats() -> Response:
     loop = _loop()
     about = loop.engine.about if loop.engine else {}
-    return jsonify(loop.stats() | about | loop.mode)
+    return jsonify(loop.stats() | about | loop.mode | {"instance": current_app.config["INSTANCE"]})
 
 
 @blueprint.post("/stats/reset")

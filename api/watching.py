@@ -115,7 +115,8 @@ def _state(loop: BatchingLoop) -> dict[str, Any]:
     """The engine as it stands, by the names that a record has."""
     state = loop.state()
     shown = {"queue": state["queue_depth"], "running": state["running"], "kv": round(state["kv_use"], 4)}
-    return {"mode": loop.mode["mode"]} | shown
+    since_reset = {"first_step": state["first_step"], "padding_share": state["padding_share"]}
+    return {"mode": loop.mode["mode"]} | shown | since_reset
 
 
 def _whole(name: str, default: int, most: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from batching.plan import Plan
 from batching.policies import mode_of
 from batching.policy import PlanError, Policy
 from batching.request import Refused, Request, RequestError
@@ -31,8 +32,10 @@ class Driver:
         log: Log | None = None,
         on_token: Callable[[Request], None] = lambda req: None,
         steps: StepLog | None = None,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
-        """`steps`: who keeps the steps' records, if not a log of the driver's own."""
+        """`steps`: who keeps the steps' records, if not a log of the driver's own. `on_plan`: is told of each plan that was
+        committed, before its step is computed."""
         self.scheduler = scheduler
         self.stats = Stats(clock())
         self.steps = StepLog(scheduler.limits.max_batch_size) if steps is None else steps
@@ -40,6 +43,7 @@ class Driver:
         self._on_answer = on_answer
         self._log = log
         self._on_token = on_token
+        self._on_plan = on_plan
         self._under_way = 0
         self.last_failure: str | None = None  # what the last deposed policy did
         self._write("start", **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
@@ -89,7 +93,7 @@ class Driver:
 
     def iterate(self, executor: Executor) -> float | None:
         """One iteration. Returns when the next one is due: a time, now if at once, None if only when something comes in."""
-        step = self.plan()
+        step = self.next_step()
         if step:
             executor.submit(step)
             self._under_way += 1
@@ -99,7 +103,7 @@ class Driver:
             return self._clock()
         return self._clock() if step else self.scheduler.wake_at
 
-    def plan(self) -> Step | None:
+    def next_step(self) -> Step | None:
         """The next step; a policy that breaks a rule is deposed, and there is none."""
         now = self._clock()
         self._write("plan", now=now)
@@ -110,12 +114,16 @@ class Driver:
             step = None
         self._hand_out()
         self.steps.publish()
+        if plan := self.scheduler.plan:
+            self.stats.on_plan(plan, self.scheduler.last_step + (step is None), now)
+            self.steps.on_plan(plan)
+            self._on_plan(plan)
         if step:
             scheduler, blocks = self.scheduler, self.scheduler.blocks
             in_use = blocks.num_blocks - blocks.num_free
             self.stats.on_step(step, in_use)
             mode, kv = mode_of(scheduler.policy), in_use / blocks.num_blocks
-            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv)
+            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv, self.stats.since_reset())
         return step
 
     def complete(self, result: StepResult) -> None:

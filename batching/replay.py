@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from batching.driver import Driver
+from batching.plan import Plan
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
 from batching.request import Priority, Request, RequestError, SamplingParams
@@ -22,17 +23,18 @@ def replay(
     on_step: Callable[[Step, float], None] = lambda step, seconds: None,
     on_answer: Callable[[Request], None] = lambda req: None,
     steps: StepLog | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> list[tuple]:
-    """The plans (`Step.plan()`) that the run behind `log` made. Raises KeyError or TypeError for a malformed record.
+    """The steps (`Step.values()`) that the run behind `log` made. Raises KeyError or TypeError for a malformed record.
 
     `on_step` is told of each step that succeeded how long it kept the engine: since the end of the one before, or since it was
     planned where the engine had been idle. `steps` keeps the steps' records."""
     records = iter(log)
     start = next(records)
-    now, ended, idle, stopped, plans = 0.0, 0.0, True, set[str](), []
+    now, ended, idle, stopped, made = 0.0, 0.0, True, set[str](), []
     under_way: dict[int, tuple[Step, bool]] = {}  # with whether the engine was idle before
     scheduler = Scheduler(policy_of(start), Limits(**start["limits"]))
-    driver = Driver(scheduler, lambda: now, on_answer, steps=steps)
+    driver = Driver(scheduler, lambda: now, on_answer, steps=steps, on_plan=on_plan)
     for record in records:
         now = record.get("now", now)
         match record["kind"]:
@@ -47,8 +49,8 @@ def replay(
             case "drain":
                 driver.drain(RequestError(record["code"], "replayed"))
             case "plan":
-                if step := driver.plan():
-                    plans.append(step.plan())
+                if step := driver.next_step():
+                    made.append(step.values())
                     under_way[step.id] = step, idle
                 idle = not under_way
             case "result":
@@ -60,7 +62,7 @@ def replay(
                 if error is None:
                     on_step(step, record["ended"] - (step.planned_at if was_idle else ended))
                 ended = record["ended"]
-    return plans
+    return made
 
 
 def policy_of(record: Mapping[str, Any]) -> Policy:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -169,3 +170,27 @@ class Request:
     def output(self) -> list[int]:
         """The generated tokens."""
         return self.tokens[self.prompt_len :]
+
+    # The measures of docs/glossary.md, in seconds, once it has been answered with at least one token.
+
+    @property
+    def server_ttft(self) -> float:
+        """Time to first token, as the engine sees it: from arrival to the first token computed."""
+        return self.token_times[0] - self.arrival
+
+    @property
+    def itl(self) -> list[float]:
+        """Inter-token latencies: the time between each token and the one before."""
+        return [later - earlier for earlier, later in pairwise(self.token_times)]
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first, up to the last one; undefined for a single token."""
+        gaps = len(self.token_times) - 1
+        return (self.token_times[-1] - self.token_times[0]) / gaps if gaps > 0 else None
+
+    @property
+    def e2el(self) -> float:
+        """End-to-end latency: from arrival to the answer."""
+        assert self.answered_at is not None
+        return self.answered_at - self.arrival

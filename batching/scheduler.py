@@ -1,24 +1,28 @@
-"""The books: who waits, who holds a seat and which KV blocks, what is under way. Plans come from the policy; they are
-committed here, and so are results, cancels and failures. Deterministic: `now` is always an argument.
+"""The books: who waits, who holds a slot and which KV blocks, what is under way. Plans come from the policy; they are checked
+and committed here, and so are results, cancels and failures. Deterministic: `now` is always an argument.
 """
 
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
+from typing import TypeVar
 
 from batching.blocks import BlockPool, chain
+from batching.plan import Plan, may_free, shareable
 from batching.policies import mode_of
 from batching.policies.dynamic import Dynamic
-from batching.policy import Limits, Plan, PlanError, Policy, View, Work, may_free, shareable
+from batching.policy import Policy
 from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
 from batching.step_time import StepTime
+from batching.view import Limits, PlanError, RequestView, View, request_of
 
-MOST_UNTOLD = 100  # plans without a step that the next step tells of: where requests are only rejected it may be long in coming
 MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
+
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -29,21 +33,23 @@ class Scheduler:
         self.blocks = BlockPool(limits.num_blocks, limits.block_size)
         self.step_times = step_times or [StepTime() for _ in limits.variants]  # of this engine: they outlive the policies
         self.wake_at: float | None = None  # when to plan again though nothing comes in, after next_step gave None
+        self.plan: Plan | None = None  # that the last next_step committed
         self._last_resort = Dynamic()
         self._last_good: Policy = self._last_resort  # goes on where the policy breaks a rule
         self._switches: list[Policy] = []
         self._requests: dict[str, Request] = {}  # all that are not answered, by id
+        self._views: dict[Request, RequestView] = {}  # of the same, for the policy
         self._waiting: deque[Request] = deque()
-        self._resident: list[Request] = []  # RESIDENT or DONE: hold a seat
-        self._lingering: dict[Request, int] = {}  # ended while a step holds them: keep blocks and so many seats
+        self._resident: list[Request] = []  # RESIDENT or DONE: hold a slot
+        self._lingering: dict[Request, int] = {}  # ended while a step holds them: keep blocks and so many slots
         self._released: list[Request] = []  # by a plan; answered once their last token is known
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; answered requests are skipped
         self._sequence = count()  # decides between equal deadlines
         self._under_way: dict[int, Step] = {}
-        self._untold: list[Plan] = []  # that decided something and computed nothing: the next step tells of it
         self._answered: list[Request] = []
-        self._next_id = 0
+        self._last_id = 0
         self._empty_plans = 0
+        self.policy_changes = 0  # how often another policy has taken over, whoever asked for it
         self._last_ended = dict.fromkeys(Lane, -inf)
 
     # What comes in.
@@ -70,6 +76,7 @@ class Scheduler:
         if refusal := self._refusal(req):
             raise refusal
         self._requests[req.id] = req
+        self._views[req] = RequestView(req)
         self._waiting.append(req)
         if req.deadline is not None:
             self._keep_deadline(req.deadline, req)
@@ -97,19 +104,19 @@ class Scheduler:
 
         Raises PlanError if the policy raises, breaks a rule or plans nothing while work waits; nothing is committed then.
         """
+        self.wake_at = self.plan = None
         self._expire(now)
         self._take_over(now)
         view = self._view()
-        self.wake_at = None
         if not (view.waiting or self._resident) or all(lane in view.busy for lane in self.policy.lanes):
             return None
-        try:
-            plan = self.policy.schedule(view, now).plan(view)
-        except PlanError:
-            raise
-        except Exception as error:
-            raise PlanError("raised", f"{type(error).__name__}: {error}") from error
+        plan = self._ask("raised", lambda: self.policy.schedule(view, now))
+        if type(plan) is not Plan:
+            raise PlanError("a policy returns the plan that it filled", f"not {type(plan).__name__}")
+        plan.check(view)
+        self._own(plan, view)
         self._progress(plan, now)
+        self.plan = plan
         return self._commit(plan, now)
 
     def complete(self, result: StepResult) -> list[Request]:
@@ -145,6 +152,7 @@ class Scheduler:
             self._fail(req, told, now)
         self._drop_waiting()
         self.policy = self._last_resort if self.policy is self._last_good else self._last_good
+        self.policy_changes += 1
         self._last_good = self.policy
         self._empty_plans = 0
         return told.message
@@ -162,12 +170,17 @@ class Scheduler:
         return self._switches
 
     @property
+    def last_step(self) -> int:
+        """The number of the newest step; 0 before there is one."""
+        return self._last_id
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
     @property
     def resident(self) -> Sequence[Request]:
-        """Who holds a seat, in order of admission."""
+        """Who holds a slot, in order of admission."""
         return self._resident
 
     @property
@@ -186,22 +199,28 @@ class Scheduler:
     # Helpers.
 
     def _view(self) -> View:
-        resident = [req for req in self._resident if req.state is State.RESIDENT]
+        views = self._views.__getitem__
+        resident = tuple(views(req) for req in self._resident if req.state is State.RESIDENT)
         in_order = self.limits.lanes == 1  # else what is freed too early could be written in the other lane
-        done = [req for req in self._resident if req.state is State.DONE and (in_order or not req.in_flight)]
-        seats = self.limits.max_batch_size - len(self._resident) - sum(self._lingering.values())
-        waiting = () if self._switches else tuple(self._waiting)
+        done = tuple(views(req) for req in self._resident if req.state is State.DONE and (in_order or not req.in_flight))
+        slots = self.limits.max_batch_size - len(self._resident) - sum(self._lingering.values())
+        waiting = () if self._switches else tuple(map(views, self._waiting))
         busy = () if in_order else {step.lane for step in self._under_way.values()}
-        free, find, references = self.blocks.num_free, self._cached_prefix, self.blocks.references
-        return View(waiting, resident, done, self.limits, free, seats, self.step_times, busy, find, references)
+        free, times = self.blocks.num_free, tuple(self.step_times)
+        lookups = self._cached_prefix, self._prefix_keys, self.blocks.references
+        return View(waiting, resident, done, self.limits, free, slots, times, busy, *lookups)
 
-    def _cached_prefix(self, req: Request) -> Sequence[int] | None:
+    def _cached_prefix(self, seen: RequestView) -> Sequence[int] | None:
         """The blocks in which the prefix cache holds the beginning of a waiting request; None where it is not asked: the
         log probabilities of a prompt's tokens come from computing them."""
+        req = request_of(seen)
         if not self.limits.prefix_caching or req.state is not State.WAITING or req.blocks or req.prompt_logprobs:
             return None
-        keys = chain(req.keys, req.tokens, self.limits.block_size)
-        return self.blocks.find(keys[: shareable(req, self.limits.block_size)])
+        return self.blocks.find(self._prefix_keys(seen))
+
+    def _prefix_keys(self, seen: RequestView) -> Sequence[bytes]:
+        req, block_size = request_of(seen), self.limits.block_size
+        return tuple(chain(req.keys, req.tokens, block_size)[: shareable(len(req.tokens), block_size)])
 
     def _keep_deadline(self, deadline: float, req: Request) -> None:
         heappush(self._deadlines, (deadline, next(self._sequence), req))
@@ -220,6 +239,7 @@ class Scheduler:
         while self._switches and not self._resident:
             self._last_good = self.policy
             self.policy = self._switches.pop(0)
+            self.policy_changes += 1
             self._empty_plans = 0
             self.blocks.forget()  # so that modes are compared from the same start
             for req in list(self._waiting):
@@ -227,16 +247,30 @@ class Scheduler:
                     self._fail(req, refusal, now)
 
     def _refusal(self, req: Request) -> Refused | None:
-        try:
-            reason = self.policy.refuses(req, self.limits)
-        except Exception as error:
-            raise PlanError("raised in refuses", f"{type(error).__name__}: {error}") from error
+        seen = self._views.get(req) or RequestView(req)
+        reason = self._ask("raised in refuses", lambda: self.policy.refuses(seen, self.limits))
         told = f"mode {mode_of(self.policy)} can never run this request: it {reason}"
         return Refused("too_large", told, "num_tokens") if reason else None
 
+    def _ask(self, rule: str, ask: Callable[[], T]) -> T:
+        """What the policy answers. Raises PlanError, whatever it raises."""
+        try:
+            return ask()
+        except PlanError:
+            raise
+        except Exception as error:
+            raise PlanError(rule, f"{type(error).__name__}: {error}") from error
+
+    def _own(self, plan: Plan, view: View) -> None:
+        """Raise PlanError if it decides about a request that its view does not show: a policy may have kept one."""
+        for seen in (*plan._rows, *plan.preempted, *plan.dropped, *plan.promoted, *plan.rejected):
+            hidden = not view.waiting and seen.state is State.WAITING
+            if hidden or self._views.get(request_of(seen)) is not seen:
+                raise PlanError("a plan decides about the requests of its view", f"request {seen.id} is not one of them")
+
     def _progress(self, plan: Plan, now: float) -> None:
         """Raise PlanError for a plan after which nothing would ever happen."""
-        if plan.work or plan.release or plan.preempt or plan.drop or plan.reject or self._under_way:
+        if plan._rows or plan.released or plan.preempted or plan.dropped or plan.rejected or self._under_way:
             self._empty_plans = 0
             return
         self._empty_plans += 1
@@ -245,70 +279,58 @@ class Scheduler:
             raise PlanError("work waits, so something must be planned", f"{waiting} waiting, {resident} resident")
 
     def _commit(self, plan: Plan, now: float) -> Step | None:
-        for req in plan.promote:
-            req.promoted = True
-        for req in plan.preempt:
-            self._preempt(req, req in plan.to_tail)
-        for req in plan.drop:
-            self._drop(req)
-        for req, why in plan.reject.items():
-            self._fail(req, RequestError("deadline_missed", why, "deadline_s"), now)
-        for req in plan.release:
+        for seen in plan.promoted:
+            request_of(seen).promoted = True
+        for seen in plan.preempted:
+            self._preempt(request_of(seen), seen in plan.to_tail)
+        for seen in plan.dropped:
+            self._drop(request_of(seen))
+        for seen, why in plan.rejected.items():
+            self._fail(request_of(seen), RequestError("deadline_missed", why, "deadline_s"), now)
+        for seen in plan.released:
+            req = request_of(seen)
             self._resident.remove(req)
             self._released.append(req)
             self._vacate(req)
         self._settle(now)
-        for work in plan.work:  # before any is handed out: a block that is free can hold what another request shares
-            if work.shared:
-                self.blocks.share(work.shared)
-        rows = tuple(self._row(work, plan.blocks.get(work.req, 0), plan.variant, now) for work in plan.work)
-        plans = [*self._untold, plan]
-        if not rows:
-            told_later = plan.preempt or plan.promote or plan.drop or plan.reject
-            self._untold = plans[-MOST_UNTOLD:] if told_later else self._untold
+        for row in plan._rows.values():  # before any is handed out: a block that is free can hold what another request shares
+            if row.shared:
+                self.blocks.share(row.shared)
+        for seen, row in plan._rows.items():
+            self._take_in(row, plan._blocks.get(seen, 0), plan.variant, now)
+        if not plan._rows:
             deadlines = [self._deadlines[0][0]] if self._deadlines else []
             wake_at = [plan.wake_at] if plan.wake_at is not None else []
-            changed = plan.release or plan.preempt or plan.drop or plan.reject
+            changed = plan.released or plan.preempted or plan.dropped or plan.rejected
             self.wake_at = now if changed else min(deadlines + wake_at, default=None)
             return None
-        self._next_id += 1
-        self._untold = []
-        released = tuple(r.id for r in plan.release)
-        preempted = tuple(r.id for plan in plans for r in plan.preempt)
-        promoted = tuple(r.id for plan in plans for r in plan.promote)
-        dropped = tuple(r.id for plan in plans for r in plan.drop)
-        reasons = {id: why for plan in plans for id, why in plan.reasons.items()}
+        self._last_id += 1
         lane = Lane.MAIN if self.limits.lanes == 1 else plan.lane
-        step = Step(self._next_id, rows, now, released, preempted, promoted, dropped, reasons, lane, plan.variant)
-        self._under_way[self._next_id] = step
+        step = Step(self._last_id, tuple(plan._rows.values()), now, lane, plan.variant)
+        self._under_way[self._last_id] = step
         return step
 
-    def _row(self, work: Work, blocks: int, variant: int, now: float) -> Row:
-        """Enter one work item: seat and blocks are taken and its tokens count as computed from now on."""
-        req = work.req
+    def _take_in(self, row: Row, blocks: int, variant: int, now: float) -> None:
+        """Enter a row: slot and blocks are taken and its tokens count as computed from now on."""
+        req = row.req
         if req.state is State.WAITING:
             self._waiting.remove(req)
             self._resident.append(req)
             req.state = State.RESIDENT
             req.admitted_at = now if req.admitted_at is None else req.admitted_at
-        cached = None
-        if work.shared is not None:
-            req.blocks.extend(work.shared)
-            req.num_entered = len(work.shared)
-            req.num_computed = cached = req.num_entered * self.limits.block_size
+        if row.shared is not None:
+            req.blocks.extend(row.shared)
+            req.num_entered = len(row.shared)
             if not req.preemptions:
-                req.num_cached = cached
+                req.num_cached = len(row.shared) * self.limits.block_size
         if blocks:
             req.blocks.extend(self.blocks.allocate(blocks))
-        start = req.num_computed
         req.variant = variant
-        req.num_computed += work.count
-        samples = work.count > 0 and req.remaining == 0
-        req.num_pending += samples
+        req.num_computed = row.start + row.count
+        req.num_pending += row.samples
         req.in_flight += 1
-        if samples and req.num_generated == req.max_tokens:
+        if row.samples and req.num_generated == req.max_tokens:
             req.state, req.finish_reason = State.DONE, "length"
-        return Row(req, start, work.count, work.pad, work.span, samples, cached)
 
     def _enter(self, row: Row) -> None:
         """A step is complete: the blocks that it filled may be shared from now on. Not those of a request that has failed,
@@ -333,7 +355,7 @@ class Scheduler:
         req.finish_reason = "stop"
         if req.state is State.WAITING:  # preempted while this step was under way
             self._waiting.remove(req)
-            self._vacate(req, seats=0)
+            self._vacate(req, slots=0)
             self._answer(req, now)
         elif req.state is State.RESIDENT:
             req.state = State.DONE
@@ -364,7 +386,7 @@ class Scheduler:
             return
         if req.state is State.WAITING:
             self._waiting.remove(req)
-            self._vacate(req, seats=0)
+            self._vacate(req, slots=0)
         elif req not in self._released:
             self._resident.remove(req)
             req.finish_reason = None
@@ -373,7 +395,7 @@ class Scheduler:
         self._answer(req, now)
 
     def _answer(self, req: Request, now: float) -> None:
-        del self._requests[req.id]
+        del self._requests[req.id], self._views[req]
         if req in self._released:
             self._released.remove(req)
         req.state = State.ANSWERED
@@ -381,12 +403,12 @@ class Scheduler:
         req.mode = mode_of(self.policy)
         self._answered.append(req)
 
-    def _vacate(self, req: Request, seats: int = 1) -> None:
-        """Give up blocks and seat, now or once no step under way holds the request."""
+    def _vacate(self, req: Request, slots: int = 1) -> None:
+        """Give up blocks and slot, now or once no step under way holds the request."""
         if may_free(req):
             self._free(req)
         else:
-            self._lingering[req] = seats
+            self._lingering[req] = slots
 
     def _settle(self, now: float) -> None:
         for req in [req for req in self._released if req.finish_reason == "stop" or not req.num_pending]:

@@ -5,7 +5,7 @@ is what allows the next plan to hand out the blocks of a request whose last toke
 side by side there is no order, so there a request belongs to one step at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -19,7 +19,7 @@ class Row:
     """One request's share of a step, as committed: KV columns [start, start + count) are computed and written.
 
     `pad` columns of padding follow them (a static batch's rectangle); count 0 with pad 1 is a finished row that keeps its
-    seat. Attention reads at least `span` columns, those beyond the row's own context masked. `cached`: the columns before
+    slot. Attention reads at least `span` columns, those beyond the row's own context masked. `shared`: the blocks before
     `start` that the prefix cache held, in the step that admits the request; None in others, and where nobody looked.
     """
 
@@ -29,22 +29,21 @@ class Row:
     pad: int
     span: int
     samples: bool  # the chunk reaches num_tokens, so the next token is drawn
-    cached: int | None = None
+    shared: Sequence[int] | None = None
+
+    @property
+    def cached(self) -> int | None:
+        """The columns that were found in the prefix cache: all before `start`."""
+        return None if self.shared is None else self.start
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the engine, on one `variant` of its model. `released`, `preempted` (lost their seats), `promoted`,
-    `dropped` (lost their KV blocks: all four request ids) and `reasons` (why, by request id) are there for whoever watches."""
+    """One iteration of the engine, on one `variant` of its model."""
 
     id: int
     rows: tuple[Row, ...]
     planned_at: float
-    released: tuple[str, ...] = ()
-    preempted: tuple[str, ...] = ()
-    promoted: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    reasons: Mapping[str, str] = field(default_factory=dict)
     lane: Lane = Lane.MAIN
     variant: int = 0  # its place in Limits.variants
 
@@ -67,10 +66,10 @@ class Step:
         """The work in it, padding included, as the models of step times have it."""
         return Load.of([(row.count + row.pad, row.start) for row in self.rows])
 
-    def plan(self) -> tuple:
-        """What was decided, in plain values that can be compared and written down."""
+    def values(self) -> tuple:
+        """All of it in plain values, which can be compared and written down."""
         rows = tuple((row.req.id, row.start, row.count, row.pad, row.span) for row in self.rows)
-        return rows, self.released, self.preempted, self.promoted, self.dropped, self.lane, self.variant
+        return rows, self.lane, self.variant
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
+from batching.plan import Plan
 from batching.request import Priority, Request
 from batching.step import Row, Step, StepResult
 
 KEPT = 10_000  # records; the newest
-MAX_REASONS = 20  # a step's, of a policy that gives one for each request that waits
+MAX_REASONS = 20  # in a record, of a policy that gives one for each request that waits
 SHOWN_ID = 64  # characters
 
 
@@ -36,17 +37,29 @@ class StepLog:
         self._planned: dict[int, dict[str, Any]] = {}  # records that are not published, by step id
         self._complete: dict[str, Any] | None = None  # of the last result; goes out when its answers are known
         self._done: list[list[Any]] = []
+        self._promoted: set[str] = set()  # by the plans since the last step
+        self._why: dict[str, str] = {}  # of the same plans, by request id
         self._condition = threading.Condition()
         self._ring = [""] * KEPT  # a record's place is its id modulo KEPT
         self._last = 0
 
     # What the driver reports.
 
-    def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
-        """A step was planned. `residents` hold a seat now, in the order in which they got it."""
+    def on_plan(self, plan: Plan) -> None:
+        """A plan was committed. The record of the next step, its own if it has one, tells of it."""
+        self._promoted.update(req.id for req in plan.promoted)
+        for request, why in plan.reasons.items():
+            if len(self._why) < MAX_REASONS or request in self._why:
+                self._why[request] = why
+
+    def on_step(
+        self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float, since_reset: dict[str, Any]
+    ) -> None:
+        """A step was planned. `residents` hold a seat now, in the order in which they got it. `since_reset`: as /stats has it
+        with this step."""
         seats, residents = self._seats, dict.fromkeys(residents)
         gone = self._leave(residents)
-        new = [self._shown(req) for req in seats if req.id in step.promoted] if step.promoted else []
+        new = [self._shown(req) for req in seats if req.id in self._promoted] if self._promoted else []
         for req in [req for req in residents if req not in seats]:
             self._sit(req)
             new.append(self._shown(req))
@@ -56,7 +69,9 @@ class StepLog:
                 cells[slot] = "w"
         for row in step.rows:
             cells[seats[row.req][0]] = _cell(row)
-        reasons = [[id[:SHOWN_ID], why] for id, why in list(step.reasons.items())[:MAX_REASONS]]
+        reasons = [[id[:SHOWN_ID], why] for id, why in self._why.items()]
+        self._promoted.clear()
+        self._why.clear()
         self._planned[step.id] = {
             "id": step.id,
             "end": 0.0,
@@ -72,6 +87,7 @@ class StepLog:
             "cached": step.num_cached,
             "tokens": 0,
             "padding": step.num_padding,
+            **since_reset,
             "load": step.load,
             "why": reasons,
         }
@@ -84,14 +100,13 @@ class StepLog:
         self._complete.update(times, tokens=tokens)
 
     def on_answer(self, req: Request) -> None:
-        """Answered requests go into the record of the last step that is complete: class, TTFT, TPOT, E2EL (ms), tokens."""
+        """Answered requests go into the record of the last step that is complete: class, server TTFT, TPOT, E2EL in
+        milliseconds, tokens."""
         self._serials.pop(req, None)
-        times = req.token_times
-        if req.error is not None or req.answered_at is None or not times:
+        if req.error is not None or req.answered_at is None or not req.token_times:
             return
-        tpot = _ms((times[-1] - times[0]) / (len(times) - 1)) if len(times) > 1 else None
-        latencies = _ms(times[0] - req.arrival), tpot, _ms(req.answered_at - req.arrival)
-        self._done.append([_class(req), *latencies, len(times)])
+        tpot = None if req.tpot is None else _ms(req.tpot)
+        self._done.append([_class(req), _ms(req.server_ttft), tpot, _ms(req.e2el), len(req.token_times)])
 
     def publish(self) -> None:
         """Let readers have the last complete step's record, once it is known who was answered after it, and the other lane's

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from batching.capacity import Shape, capacity
 from batching.policies.deadline import Deadline, DeadlineParams
 from batching.policies.static import Static, StaticParams
+from batching.policies.support.capacity import Shape, capacity
 from batching.policy import Limits, Policy
 from batching.request import Request
 from benchmarks.optimum import Optimum, Problem, solve

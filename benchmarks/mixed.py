@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ NEEDS = 0.8  # of its window, by the batch
 WINDOW_S = 180.0
 CAPACITY_S = 60.0
 TIMES = ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "longest")
-COLUMNS = [("run", 18, ""), ("seconds", 7, ".1f"), ("tokens/s", 8, ".0f"), ("deferred", 8, ""), ("over", 6, ".2%")] + [
+COLUMNS = [("run", 18, ""), ("seconds", 7, ".1f"), ("in+out/s", 8, ".0f"), ("deferred", 8, ""), ("over", 6, ".2%")] + [
     (name, 8, ".3f") for name in TIMES
 ]
 
@@ -59,11 +59,11 @@ class Run:
 
     @property
     def ttft(self) -> list[float]:
-        return [req.token_times[0] - req.arrival for req in self.of(Priority.IMMEDIATE)]
+        return [req.server_ttft for req in self.of(Priority.IMMEDIATE)]
 
     @property
     def itl(self) -> list[float]:
-        return [later - earlier for req in self.of(Priority.IMMEDIATE) for earlier, later in pairwise(req.token_times)]
+        return [gap for req in self.of(Priority.IMMEDIATE) for gap in req.itl]
 
     def row(self, slo_s: float) -> dict[str, Any]:
         """By COLUMNS. `over`: the share of times between tokens over the limit."""
@@ -222,7 +222,7 @@ def print_ratios(runs: Sequence[Run], slo_s: float) -> None:
     print(f"""
 p99 time between tokens / limit          {itl / slo_s:6.2f}   at most 1.1
 p99 TTFT / without the backlog           {ttft / (distribution(alone.ttft)["p99"] or 1):6.2f}   at most 1.5
-tokens/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at least 0.85
+in+out/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at least 0.85
 last of the batch / window               {done / WINDOW_S:6.2f}   at most 1
 p99 TTFT, dynamic / mixed                {late / ttft:6.1f}   at least 5
 deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_s:6.2f}   0.95 to 1.05""")

@@ -15,7 +15,7 @@ from math import exp, lgamma, log
 import numpy as np
 
 from batching.policies.static import Static
-from batching.policy import Planner, View
+from batching.policy import Plan, View
 from simulator.tables import Table
 
 WAIT, DROP = 0, 1  # the first two actions
@@ -142,8 +142,8 @@ class Optimum(Static):
         self._solution = solution
         self._variant = 0
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.variant = self._variant
         if view.resident:
             self.go_on(plan, view)

@@ -57,12 +57,15 @@ def offline_batch(families: int, members: int, prefix: int, own: int) -> list[Re
 def run(mode: str, caching: bool, blocks: int, requests: list[Request]) -> tuple[int, int, int, float]:
     """Prompt tokens computed, preemptions, steps, and the virtual seconds until all are answered."""
     steps: list[Step] = []
+    preemptions: list[int] = []
     limits = Limits(block_size=BLOCK, num_blocks=blocks, prefix_caching=caching)
-    answered = simulate(POLICIES[mode](), limits, requests, step_time, on_step=steps.append)
+    answered = simulate(
+        POLICIES[mode](), limits, requests, step_time,
+        on_step=steps.append, on_plan=lambda plan: preemptions.append(len(plan.preempted)),
+    )  # fmt: skip
     rows = [row for step in steps for row in step.rows]
     processed = sum(max(0, min(row.start + row.count, row.req.prompt_len) - row.start) for row in rows)
-    preempted = sum(len(step.preempted) for step in steps)
-    return processed, preempted, len(steps), max(req.answered_at or 0.0 for req in answered)
+    return processed, sum(preemptions), len(steps), max(req.answered_at or 0.0 for req in answered)
 
 
 def step_time(step: Step) -> float:

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
 
-from batching.capacity import Shape, capacity
 from batching.policies import POLICIES
+from batching.policies.support.capacity import Shape, capacity
 from batching.policy import Limits
 from batching.request import Request
 from batching.step import Step

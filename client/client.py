@@ -21,9 +21,10 @@ from answers import Answer, ModeRun, Stream
 from arguments import parse_arguments, read_workloads
 from connection import ClientError, Server
 from firing import Send, fire
-from report import table, warnings, write_report, write_results
+from report import write_report, write_results
 from saved import read_results
 from steps import StepLog
+from tables import table, warnings
 from workload import Plan, PlannedRequest, make_plan, read_plan, write_plan
 
 OPEN_SOCKETS = 8192
@@ -123,13 +124,16 @@ async def run_modes(streams: Sequence[Stream], args: argparse.Namespace) -> None
 
         for stream in streams:
             for mode in args.modes or [str(now["mode"])]:
-                if args.modes:
-                    await server.switch(mode)
-                await server.reset_stats()
+                server.instances.clear()
                 run = ModeRun(mode)
+                asked = (await server.switch(mode)).get("modes") if args.modes else {mode: now.get("params")}
+                run.params = (asked or {}).get(mode)
+                await server.reset_stats()
+                run.before = await server.call("GET", "/stats")
                 stream.runs.append(run)
                 await _run_mode(server, stream.plan, run, send, log)
                 run.stats = await server.call("GET", "/stats")
+                run.instances = sorted(server.instances)
 
 
 async def _sender(server: Server, stream: bool) -> Send:
@@ -198,7 +202,7 @@ async def ask_once(args: argparse.Namespace) -> int:
         f"{answer.tokens} tokens in mode {answer.mode or '-'}",
         f"latency {answer.latency_s:.3f} s seen from here",
         f"{_seconds(answer.server_latency_s)} in the server",
-        f"first token after {_seconds(answer.server_ttft_s)}",
+        f"server TTFT {_seconds(answer.server_ttft_s)}",
     ]
     print("\n" + ", ".join(times))
     return 0

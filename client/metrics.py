@@ -1,7 +1,8 @@
 """The figures of a run in the field's terms, and the server's own beside them, like with like.
 
 It must not know of HTTP, threads or pictures. TTFT, E2EL and goodput count from the planned send, so that a late client cannot
-flatter a slow server; what is compared with the server counts from the actual send. Rates are per wall-clock second.
+flatter a slow server; what is compared with the server counts from the actual send. Rates are per wall-clock second. What each
+measure means stands in docs/glossary.md.
 """
 
 from __future__ import annotations
@@ -58,15 +59,9 @@ def values(answers: Sequence[Answer], name: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def as_the_server_has_it(answers: Sequence[Answer], name: str) -> list[float]:
-    """As ``values``, but from the actual send, and TPOT up to the last piece: a static batch holds the end of an answer
-    back."""
-    good = [answer for answer in answers if not answer.error]
-    if name == "tpot":
-        return [sum(answer.gaps_s) / (answer.tokens - 1) for answer in good if answer.piece_times and answer.tokens > 1]
-    if name in ("ttft", "e2el"):
-        return [value - answer.lag_s for answer in good if (value := _latency(answer, name)) is not None]
-    return values(answers, name)
+def since_sent(answers: Sequence[Answer], name: str) -> list[float]:
+    """As ``values``, for the two that count from a send: from the actual one, to set the server's beside them."""
+    return [value - answer.lag_s for answer in answers if not answer.error and (value := _latency(answer, name)) is not None]
 
 
 def _latency(answer: Answer, name: str) -> float | None:
@@ -107,8 +102,10 @@ def beside_the_server(run: ModeRun) -> list[Figure]:
     mine = summary(run, "all", {})
     pairs = [(name.replace("_", " "), mine[name], number(run.stats, name)) for name in mine if name.endswith("_throughput")]
     for name, shown in LATENCIES.items():
-        client = distribution(as_the_server_has_it(run.answers, name))
+        counts_from_a_send = name in ("ttft", "e2el")
+        client = distribution(since_sent(run.answers, name)) if counts_from_a_send else mine[name]
         theirs = "server_ttft" if name == "ttft" else name
+        shown += " since sent" if counts_from_a_send else ""
         pairs += [(f"{shown} {s}", client[s], number(run.stats, "latency", "all", theirs, s)) for s in STATISTICS]
     return [Figure(name, c, s) for name, c, s in pairs if c is not None and s is not None]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from answers import Answer, ModeRun
+from checks import label
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def draw_throughput(path: Path, runs: Sequence[ModeRun], limits: dict[str, float
                 panel.annotate(f"goodput {rate:.2f}", (0, i), xytext=(5, 0), textcoords="offset points", va="center")
             said = ", ".join(f"{key.upper()} ≤ {value:g} s" for key, value in limits.items())
             panel.set_title(f"requests a second\n(full colour: goodput, {said})", fontsize=11)
-    panels[0].set_yticks(list(places), [run.mode for run in runs], fontsize=12)
+    panels[0].set_yticks(list(places), [label(run) for run in runs], fontsize=12)
     panels[0].invert_yaxis()
     _save(figure, path)
 
@@ -98,7 +99,7 @@ def draw_cdfs(path: Path, runs: Sequence[ModeRun]) -> None:
         kinds.append(("between tokens (ITL)", lambda a: a.gaps_s))
     else:
         known = lambda a: [a.server_ttft_s] if a.server_ttft_s is not None else []  # noqa: E731
-        kinds[:0] = [("first token, by the server (TTFT)", known)]
+        kinds[:0] = [("first token computed (server TTFT)", known)]
     figure = _figure(4.3 * len(kinds), 4.4)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False).ravel()
     split = any(answer.request.priority == "deferred" for run in runs for answer in run.answers)
@@ -112,8 +113,8 @@ def draw_cdfs(path: Path, runs: Sequence[ModeRun]) -> None:
                     continue
                 lowest, highest = min(lowest, max(np.percentile(values, 2), 1e-4)), max(highest, values[-1])
                 shares = np.arange(1, len(values) + 1) / len(values)
-                label = f"{run.mode}, {priority}" if split else run.mode
-                (handles[label],) = panel.plot(values, shares, style, color=_colour(i), linewidth=2, drawstyle="steps-post")
+                name = f"{label(run)}, {priority}" if split else label(run)
+                (handles[name],) = panel.plot(values, shares, style, color=_colour(i), linewidth=2, drawstyle="steps-post")
         panel.set(title=title, xlabel="seconds", ylim=(0, 1.02))
         if highest > 30 * lowest:
             panel.set_xscale("log")
@@ -130,7 +131,7 @@ def draw_cdfs(path: Path, runs: Sequence[ModeRun]) -> None:
 
 def draw_queue(path: Path, runs: Sequence[ModeRun], plan: Plan) -> None:
     """Who waits and who runs over time, mode by mode, and the arrivals that made it so."""
-    last_s = max([run.wall_s for run in runs] + [plan.duration_s, 1e-3])
+    last_s = max([run.last_s for run in runs] + [plan.duration_s, 1e-3])
     rows = len(runs) + (not plan.users)
     heights = [1.0] * len(runs) + [0.8] * (not plan.users)
     figure = _figure(10.0, 1.0 + 1.5 * rows)
@@ -156,9 +157,9 @@ def draw_queue(path: Path, runs: Sequence[ModeRun], plan: Plan) -> None:
             )
             top = max(top, float((running + waiting).max()))
         top = max(top, float(running.max(initial=0)))
-        panel.set_title(run.mode, loc="left", fontsize=12, fontweight="bold", pad=3)
-        panel.set_title(f"all answered after {run.wall_s:.1f} s", loc="right", fontsize=10, pad=3)
-        panel.axvline(run.wall_s, color="black", linewidth=1.2)
+        panel.set_title(label(run), loc="left", fontsize=12, fontweight="bold", pad=3)
+        panel.set_title(f"all answered after {run.last_s:.1f} s", loc="right", fontsize=10, pad=3)
+        panel.axvline(run.last_s, color="black", linewidth=1.2)
         panel.set_ylabel("requests")
     for panel in panels[: len(runs)]:
         panel.set_ylim(0, top * 1.05)
@@ -178,23 +179,23 @@ def draw_queue(path: Path, runs: Sequence[ModeRun], plan: Plan) -> None:
 def draw_slots(path: Path, runs: Sequence[ModeRun]) -> None:
     """What is in each sequence slot over time, mode by mode, on the same time axis."""
     drawn = [(run, Timeline(run.steps or [], run.slots, run.recorded_from_s)) for run in runs]
-    last_s = max(run.wall_s for run in runs) * 1.01
+    last_s = max(run.last_s for run in runs) * 1.01
     slots = max([timeline.used for _, timeline in drawn] + [1])
     figure = _figure(12.0, 1.2 + len(runs) * (1.15 + min(1.0, slots / 48)))
     panels = figure.subplots(len(runs), 1, sharex=True, squeeze=False).ravel()
     colours = ListedColormap([code.colour for code in CODES])
     for panel, (run, timeline) in zip(panels, drawn, strict=True):
         picture = timeline.picture(last_s, slots)
-        after = np.linspace(0, last_s, picture.shape[1]) > run.wall_s
+        after = np.linspace(0, last_s, picture.shape[1]) > run.last_s
         picture = np.ma.masked_array(picture, np.broadcast_to(after, picture.shape))  # white: there is nothing left to do
         panel.imshow(
             picture, cmap=colours, vmin=-0.5, vmax=len(CODES) - 0.5, aspect="auto", interpolation="nearest",
             extent=(0, last_s, slots + 0.5, 0.5),
         )  # fmt: skip
-        panel.set_title(run.mode, loc="left", fontsize=12, fontweight="bold", pad=3)
-        panel.set_title(f"{timeline.story()}; done after {run.wall_s:.1f} s", loc="right", fontsize=10.5, pad=3)
+        panel.set_title(label(run), loc="left", fontsize=12, fontweight="bold", pad=3)
+        panel.set_title(f"{timeline.story()}; done after {run.last_s:.1f} s", loc="right", fontsize=10.5, pad=3)
         panel.set_ylabel("slot")
-        panel.axvline(run.wall_s, color="black", linewidth=1.2)
+        panel.axvline(run.last_s, color="black", linewidth=1.2)
         panel.yaxis.get_major_locator().set_params(integer=True, nbins=5)
     panels[-1].set_xlabel("seconds")
     there = set().union(*(timeline.codes for _, timeline in drawn))
@@ -248,7 +249,7 @@ def _draw_latency(panel: Any, run: ModeRun, spread: int, medians: bool, handles:
         half = spread * 0.035
         line = panel.hlines(median(same), length - half, length + half, colors="black", linewidth=2)
         handles["median at that length"] = line
-    title = run.mode
+    title = label(run)
     if good:
         rate = sum(answer.tokens for answer in good) / run.wall_s
         title += f"\nmean {fmean(a.latency_s for a in good):.2f} s, {rate:.1f} output tokens/s"

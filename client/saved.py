@@ -37,6 +37,8 @@ def read_results(path: Path) -> tuple[str, Stream]:
 def _run(mode: dict[str, Any]) -> ModeRun:
     answers = [_answer(row) for row in mode["answers"]]
     run = ModeRun(str(mode["mode"]), answers, dict(mode["server_stats"]), mode["steps"], int(mode["slots"]))
+    run.params, run.before = mode.get("params"), dict(mode.get("server_stats_before") or {})
+    run.instances = list(mode.get("instances") or ())
     if run.simulated:  # which writes no answer for what it refused
         run.unserved = {str(kind): int(count) for kind, count in mode["groups"]["all"]["errors"].items()}
     return run
@@ -66,4 +68,5 @@ def _answer(row: dict[str, Any]) -> Answer:
         server_ttft_s=row["server_ttft_s"],
         server_latency_s=row["server_latency_s"],
         mode=row["answered_mode"],
+        instance=row.get("answered_by", ""),
     )

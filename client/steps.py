@@ -20,7 +20,8 @@ PAGE = 1000  # records a call
 
 
 class StepLog:
-    """Reads on where it stopped. ``there`` turns False at a server that has no step records."""
+    """Reads on where it stopped. ``there`` turns False at a server that has no step records, and where several servers answer:
+    the ids of their steps go on from each other's as if they were one's."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -62,10 +63,14 @@ class StepLog:
             self.there = False
             return []
         steps, slots = found.get("steps"), found.get("slots")
-        if not isinstance(steps, list) or not isinstance(slots, int):
+        if not isinstance(steps, list) or not isinstance(slots, int) or self._mixed(steps):
             self.there = False
             return []
         self._slots = slots
         if steps:
             self._after = steps[-1]["id"]
         return steps
+
+    def _mixed(self, steps: list[dict[str, Any]]) -> bool:
+        """Whether these are another server's, or may be."""
+        return len(self._server.instances) > 1 or bool(steps and steps[0]["id"] <= self._after)

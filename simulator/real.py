@@ -50,7 +50,7 @@ class Noting:
         self._plans = plans
 
     def submit(self, step: Step) -> None:
-        self._plans.append(step.plan())
+        self._plans.append(step.values())
         self._executor.submit(step)
 
     def collect(self) -> StepResult:

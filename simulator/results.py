@@ -12,7 +12,9 @@ import numpy as np
 
 from batching.driver import Driver
 from batching.request import Priority, Request
+from batching.totals import Counts
 
+# What each measure means stands in docs/glossary.md. Nothing lies between client and engine here: TTFT is the server TTFT.
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
 STATISTICS = ("mean", "p50", "p90", "p99")
 GROUPS = ("all", *(priority.value for priority in Priority))
@@ -72,8 +74,8 @@ class Columns:
 
     @property
     def wall_s(self) -> float:
-        """From the start to the last answer."""
-        return float(self.answered.max(initial=0.0))
+        """From the first arrival to the last answer."""
+        return float(self.answered.max() - self.arrival.min()) if len(self.answered) else 0.0
 
     def chosen(self, group: str) -> Any:
         """Which requests belong to one of GROUPS."""
@@ -91,11 +93,11 @@ class Columns:
             return gaps[within]
         if name == "e2el":
             return (self.answered - self.arrival)[chosen]
-        ttft = self.times[self.starts] - self.arrival
         if name == "ttft":
-            return ttft[chosen]
+            return (self.times[self.starts] - self.arrival)[chosen]
         several = chosen & (self.output > 1)
-        return (self.answered - self.arrival - ttft)[several] / (self.output[several] - 1)
+        decode = self.times[self.ends - 1] - self.times[self.starts] if len(self.times) else self.times
+        return decode[several] / (self.output[several] - 1)
 
 
 @dataclass(frozen=True)
@@ -145,22 +147,15 @@ def distribution(values: Any) -> Distribution:
 
 def engine_figures(drivers: Sequence[Driver], wall_s: float) -> dict[str, Any]:
     """What the engines did, under the names of the server's /stats."""
-    counts = [driver.stats.totals().counts for driver in drivers]
-
-    def total(name: str) -> Any:
-        return sum(getattr(count, name) for count in counts)
-
-    sizes = sum((count.batch_sizes for count in counts), Counter[int]())
-    variants = sum((count.variants for count in counts), Counter[int]())
-    steps, work = total("steps"), total("computed_tokens") + total("padding_tokens")
+    counts = sum((driver.stats.totals().counts for driver in drivers), Counts())
     return {
-        "steps": steps,
-        "mean_batch_size": sum(size * times for size, times in sizes.items()) / steps if steps else None,
-        "padding_share": total("padding_tokens") / work if work else 0.0,
-        "preemptions": total("preemptions"),
-        "recomputed_tokens": total("recomputed_tokens"),
-        "busy_share": total("busy_s") / (wall_s * len(drivers)) if wall_s else 0.0,
-        "requests_by_variant": {str(variant): variants[variant] for variant in sorted(variants)},
+        "steps": counts.steps,
+        "mean_batch_size": counts.mean_batch_size,
+        "padding_share": counts.padding_share,
+        "preemptions": counts.preemptions,
+        "recomputed_tokens": counts.recomputed_tokens,
+        "busy_share": counts.busy_s / (wall_s * len(drivers)) if wall_s else 0.0,
+        "requests_by_variant": {str(variant): counts.variants[variant] for variant in sorted(counts.variants)},
     }
 
 
@@ -268,7 +263,8 @@ def _answers(run: Run) -> list[dict[str, Any]]:
     answers = []
     for i in np.argsort(columns.index):
         tokens, arrival = int(columns.output[i]), round(float(columns.arrival[i]), 6)
-        tpot = round(float(e2el[i] - ttft[i]) / (tokens - 1), 6) if tokens > 1 else None
+        times = columns.times[columns.starts[i] : columns.ends[i]]
+        tpot = round(float(times[-1] - times[0]) / (tokens - 1), 6) if tokens > 1 else None
         answers.append({
             "mode": run.mode,
             "request": int(columns.index[i]),
@@ -291,6 +287,6 @@ def _answers(run: Run) -> list[dict[str, Any]]:
             "finish_reason": "length",
             "prompt": "",
             "completion": "",
-            "piece_times_s": [round(float(t), 6) for t in columns.times[columns.starts[i] : columns.ends[i]]],
+            "piece_times_s": [round(float(t), 6) for t in times],
         })  # fmt: skip
     return answers

@@ -5,9 +5,10 @@ and neither where requests come from nor what is made of their answers.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from batching.driver import Driver, Log
+from batching.plan import Plan
 from batching.policy import Limits, Policy
 from batching.request import Lane, Request
 from batching.scheduler import Scheduler
@@ -72,7 +73,12 @@ class Unwatched(StepLog):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
+    def on_step(
+        self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float, since_reset: dict[str, Any]
+    ) -> None:
+        pass
+
+    def on_plan(self, plan: Plan) -> None:
         pass
 
     def on_result(self, result: StepResult, tokens: int) -> None:
@@ -96,10 +102,12 @@ class Replica:
         log: Log | None = None,
         steps: StepLog | None = None,
         known: Sequence[StepTime] = (),
+        on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
         """`known`: the step times of the model's variants, where the policy need not learn them."""
         self.clock = VirtualClock()
-        self.driver = Driver(Scheduler(policy, limits, known), self.clock, on_answer, log, steps=steps or Unwatched())
+        scheduler = Scheduler(policy, limits, known)
+        self.driver = Driver(scheduler, self.clock, on_answer, log, steps=steps or Unwatched(), on_plan=on_plan)
         self.due: float | None = None
         self._executor = VirtualExecutor(self.clock, step_time, max(depth, limits.lanes))
 
@@ -181,6 +189,7 @@ def simulate(
     *,
     depth: int = 1,
     on_step: Callable[[Step], None] = lambda step: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
     log: Log | None = None,
     known: Sequence[StepTime] = (),
 ) -> list[Request]:
@@ -192,6 +201,6 @@ def simulate(
         on_step(step)
         return step_time(step)
 
-    replica = Replica(policy, limits, timed, answered.append, depth=depth, log=log, known=known)
+    replica = Replica(policy, limits, timed, answered.append, depth=depth, log=log, known=known, on_plan=on_plan)
     serve([replica], OpenLoop(sorted(requests, key=lambda req: req.arrival)))
     return answered

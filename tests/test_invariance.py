@@ -78,7 +78,7 @@ def run(
     executor = GPTExecutor(demo.model, cache, demo.tokenizer.vocab_size, time.monotonic, limits.max_batch_size)
     driver = Driver(Scheduler(POLICIES[mode](), limits), time.monotonic, lambda req: None, log)
     submit = executor.submit
-    executor.submit = lambda step: (plans.append(step.plan()) if plans is not None else None, submit(step))  # type: ignore[method-assign]
+    executor.submit = lambda step: (plans.append(step.values()) if plans is not None else None, submit(step))  # type: ignore[method-assign]
     requests = requests_for(demo) if requests is None else requests
     for req in requests:
         req.arrival = time.monotonic()

@@ -11,11 +11,10 @@ engine's step-time models. Left out: several devices, Proteus' linear program th
 from dataclasses import dataclass
 from math import inf
 
-from batching.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
 from batching.params import Params, number
 from batching.policies.static import Static, rectangle
-from batching.policy import Planner, View
-from batching.request import Request
+from batching.policies.support.capacity import ArrivalRate, Shape, capacity, covering, service_times, slack_fit
+from batching.policy import Plan, RequestView, View
 
 LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in twenty is longer
 
@@ -36,8 +35,8 @@ class Deadline(Static):
         super().__init__(params)
         self.rate = ArrivalRate(self.params.window_s)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.variant = self.variant
         self.rate.see(view.waiting)
         if view.resident:
@@ -70,14 +69,14 @@ class Deadline(Static):
         plan.because(batch[0], f"batch of {size} on {view.limits.variants[variant]}: {left}")
         return plan
 
-    def _covering(self, view: View, head: Request, rate: float) -> list[int]:
+    def _covering(self, view: View, head: RequestView, rate: float) -> list[int]:
         shape, most, limit_s = Shape().around(head), view.limits.max_batch_size, self.params.deadline_ms / 1e3
         capacities = [capacity(step_time, most, shape, limit_s) for step_time in view.step_times]
         kept = covering(capacities, rate, self.level, self.params.hysteresis)
         self.level = kept[0]
         return kept
 
-    def _deadline(self, req: Request) -> float:
+    def _deadline(self, req: RequestView) -> float:
         """Its own; else the usual one for immediate requests, and none for deferred ones, which so come last."""
         if req.deadline is not None:
             return req.deadline

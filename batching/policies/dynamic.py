@@ -6,13 +6,12 @@ What the prefix cache holds of a request is not computed again; nobody waits unt
 Left out: swapping, priorities (see `mixed`).
 """
 
-from batching.policy import Planner, Policy, View
-from batching.request import Request
+from batching.policy import Plan, Policy, RequestView, View
 
 
 class Dynamic(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         run_or_preempt(plan, list(view.resident))
         if not plan.preempted:  # else memory is short, and nobody joins
@@ -22,7 +21,7 @@ class Dynamic(Policy):
         return plan
 
 
-def run_or_preempt(plan: Planner, running: list[Request], to_tail: bool = False) -> None:
+def run_or_preempt(plan: Plan, running: list[RequestView], to_tail: bool = False) -> None:
     """Each in turn gets its tokens; where blocks are short, the last one goes, possibly the one that asked."""
     planned = 0
     while planned < len(running):

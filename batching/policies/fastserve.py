@@ -1,5 +1,5 @@
 """Preemption between any two iterations by a skip-join multi-level feedback queue: FastServe (Wu et al. 2023, arXiv 2305.05920,
-sections 4.1 and 4.2). The queue itself is `batching/feedback_queue.py`.
+sections 4.1 and 4.2). The queue itself is `support/feedback_queue.py`.
 
 Nobody knows how long an output will be, so short jobs are found by trial: queue k grants `base_ms * 2^k` of running time, who
 has used that up goes one queue down, and higher queues run first. A request skips the queues whose quantum is shorter than its
@@ -13,10 +13,10 @@ run in one iteration, as in Orca.
 from dataclasses import dataclass
 
 from batching.blocks import blocks_for
-from batching.feedback_queue import FeedbackQueue
 from batching.params import Params, number
-from batching.policy import Planner, Policy, View
-from batching.request import Request, State
+from batching.policies.support.feedback_queue import FeedbackQueue
+from batching.policy import Plan, Policy, RequestView, View
+from batching.request import State
 from batching.step_time import Load
 
 
@@ -32,14 +32,14 @@ class FastServe(Policy):
     def __init__(self, params: FastServeParams | None = None) -> None:
         super().__init__(params)
         self.queue = FeedbackQueue(self.params.base_ms / 1000, self.params.alpha_s)
-        self._ran: set[Request] = set()  # in the last plan, made at:
+        self._ran: set[RequestView] = set()  # in the last plan, made at:
         self._planned_at = 0.0
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
 
-        def prefill_s(req: Request) -> float:
+        def prefill_s(req: RequestView) -> float:
             return view.step_time.predict(Load().plus(req.remaining, 0))
 
         self.queue.update((*view.resident, *view.waiting), self._ran, now - self._planned_at, now, prefill_s)
@@ -48,26 +48,26 @@ class FastServe(Policy):
         for req in ranking:
             if full and req.state is State.WAITING:
                 continue
-            while req not in plan.preempted and req not in plan.dropped and not plan.run(req, req.remaining):
+            while req not in plan.preempted and req not in plan.dropped and not plan.run_exactly(req, req.remaining):
                 victim = self._victim(plan, req, ranking, view, now)
                 if victim is None:
-                    full = full or plan.refusal in ("seats", "blocks")
+                    full = full or plan.refusal in ("slots", "blocks")
                     break
-                plan.preempt(victim, keep_kv=plan.refusal == "seats")
+                plan.preempt(victim, keep_kv=plan.refusal == "slots")
                 plan.because(
                     victim, f"preempted in queue {self.queue.queue_of(victim)}: request {req.id} lacked {plan.refusal}"
                 )
         self._ran, self._planned_at = {req for req in ranking if req in plan}, now
         return plan
 
-    def _victim(self, plan: Planner, req: Request, ranking: list[Request], view: View, now: float) -> Request | None:
+    def _victim(self, plan: Plan, req: RequestView, ranking: list[RequestView], view: View, now: float) -> RequestView | None:
         """Of those behind `req`, who gives way to it; nobody if even all of them would not help."""
         behind = ranking[: ranking.index(req) : -1]
         holding = [other for other in behind if other.blocks and other not in plan.dropped]
         lacks = blocks_for(req.num_tokens, view.limits.block_size) - len(req.blocks) - plan.free_blocks
-        if plan.refusal not in ("seats", "blocks") or sum(len(other.blocks) for other in holding) < lacks:
+        if plan.refusal not in ("slots", "blocks") or sum(len(other.blocks) for other in holding) < lacks:
             return None
-        if plan.refusal == "seats":
+        if plan.refusal == "slots":
             return next((other for other in behind if other.state is State.RESIDENT and other not in plan.preempted), None)
         wait_s = self.queue.until_next_run(view.limits.max_batch_size, now)
         return max(holding, key=lambda other: wait_s[other])

@@ -13,17 +13,17 @@ cache nothing has to be contiguous: a move changes the order of the rows, and co
 from collections.abc import Sequence
 from itertools import takewhile
 
-from batching.policy import Planner, Policy, View
-from batching.request import Lane, Request, State
+from batching.policy import Plan, Policy, RequestView, View
+from batching.request import Lane, State
 
 
 class Flover(Policy):
     lanes = (Lane.PREFILL, Lane.MAIN)
     turns = lanes  # the lane that had its turn last comes last
-    slots: tuple[Request, ...] = ()  # of the fused loop
+    slots: tuple[RequestView, ...] = ()  # of the fused loop
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         for lane, other in (self.turns, self.turns[::-1]):
             plan.lane = lane
@@ -32,7 +32,7 @@ class Flover(Policy):
                 break
         return plan
 
-    def _decode(self, plan: Planner, view: View) -> int:
+    def _decode(self, plan: Plan, view: View) -> int:
         """One token for each slot. Returns for how many."""
         live = [req.state is State.RESIDENT for req in self.slots]
         slots = list(self.slots)
@@ -41,15 +41,15 @@ class Flover(Policy):
             plan.because(slots[hole], f"moved from slot {source} to slot {hole}")
         slots = slots[: sum(live)]
         for req in slots:
-            plan.run(req, 1)
-        slots += [req for req in view.resident if req not in plan and plan.run(req, 1)]  # prefilled since the last step
+            plan.run_exactly(req, 1)
+        slots += [req for req in view.resident if req not in plan and plan.run_exactly(req, 1)]  # prefilled since the last step
         self.slots = tuple(slots)
         return len(slots)
 
 
-def _prefill(plan: Planner, view: View) -> int:
+def _prefill(plan: Plan, view: View) -> int:
     """Whole prompts in the order of arrival, as many as fit. Returns how many."""
-    joining = list(takewhile(lambda req: plan.run(req, req.remaining, reserve=req.kv_peak), view.waiting))
+    joining = list(takewhile(lambda req: plan.run_exactly(req, req.remaining, reserve=req.kv_peak), view.waiting))
     return len(joining)
 
 

@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from batching.deferred_line import DeferredLine
 from batching.params import Params, number
-from batching.policy import Planner, Policy, View
-from batching.request import Priority, Request
+from batching.policies.support.deferred_line import DeferredLine
+from batching.policy import Plan, Policy, RequestView, View
+from batching.request import Priority
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Mixed(Policy):
         super().__init__(params)
         self.line = DeferredLine(self.params.patience_s, self.params.safety, self.params.max_passes)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         live = [*view.resident, *view.waiting]
         interactive = any(req.priority is Priority.IMMEDIATE for req in live)
@@ -62,21 +62,21 @@ class Mixed(Policy):
         _run(plan, arriving, ranking, spare=len(immediate))
         if interactive:
             plan.keep_blocks = int(self.params.kv_reserve * view.limits.num_blocks)
-            plan.keep_seats = int(self.params.seat_reserve * view.limits.max_batch_size)
+            plan.keep_slots = int(self.params.seat_reserve * view.limits.max_batch_size)
         _run(plan, deferred, ranking)
         given_up = plan.preempted or not all(req in plan for req in arriving)  # for others: it is not taken back
-        if plan.free_seats and not given_up:
+        if plan.free_slots and not given_up:
             in_line = sorted((req for req in view.waiting if not plan.urgent(req)), key=self.line.place)
             _run(plan, (req for req in in_line if not plan.prefix_coming(req)), ranking, spare=len(ranking))
         self.line.count_passes(plan, [req for req in live if not plan.urgent(req)])
         return plan
 
 
-def _run(plan: Planner, requests: Iterable[Request], ranking: list[Request], spare: int = 0) -> None:
+def _run(plan: Plan, requests: Iterable[RequestView], ranking: list[RequestView], spare: int = 0) -> None:
     """Each in turn gets its tokens, at the cost of those ranked last but for the first `spare`, until the step is full."""
     for req in requests:
         while req not in plan.preempted and not plan.run(req):
-            if plan.refusal not in ("seats", "blocks") or len(ranking) <= spare or ranking[-1] is req:
+            if plan.refusal not in ("slots", "blocks") or len(ranking) <= spare or ranking[-1] is req:
                 return
             victim = ranking.pop()
             plan.preempt(victim)

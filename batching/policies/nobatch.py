@@ -1,14 +1,14 @@
 """No batching: first come, first served, one request at a time. The baseline: the device idles between small steps, and
 latency grows with the queue."""
 
-from batching.policy import Planner, Policy, View
+from batching.policy import Plan, Policy, View
 
 
 class NoBatch(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         req = next(iter(view.resident or view.waiting), None)
         if req:
-            plan.run(req, req.remaining)
+            plan.run_exactly(req, req.remaining)
         return plan

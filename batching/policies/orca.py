@@ -6,25 +6,24 @@ Selective batching (section 4.2) is the executor's: everything but attention run
 over several workers (section 4.1).
 """
 
-from batching.policy import Limits, Planner, Policy, View, too_large
-from batching.request import Request
+from batching.policy import Limits, Plan, Policy, RequestView, View, too_large
 
 
 class Orca(Policy):
-    def refuses(self, req: Request, limits: Limits) -> str | None:
+    def refuses(self, req: RequestView, limits: Limits) -> str | None:
         return too_large(_max_tokens(req), limits)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         for req in view.resident:
-            plan.run(req, req.remaining)
+            plan.run_exactly(req, req.remaining)
         for req in view.waiting:
-            if not plan.run(req, req.remaining, reserve=_max_tokens(req)):
+            if not plan.run_exactly(req, req.remaining, reserve=_max_tokens(req)):
                 break  # head of line: nobody overtakes
         return plan
 
 
-def _max_tokens(req: Request) -> int:
+def _max_tokens(req: RequestView) -> int:
     """Algorithm 1's `req.max_tokens`: prompt and longest output."""
     return req.prompt_len + req.max_tokens

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from batching.params import Params, number
 from batching.policies.dynamic import run_or_preempt
-from batching.policy import Planner, Policy, View
-from batching.request import Request
+from batching.policy import Plan, Policy, RequestView, View
 from batching.step_time import Load
 
 
@@ -27,10 +26,10 @@ class SarathiParams(Params):
 class Sarathi(Policy):
     Params = SarathiParams
 
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         decodes = [req for req in view.resident if req.remaining == 1]
         prefills = [req for req in view.resident if req.remaining > 1]
-        plan = Planner(view, self._budget(view, decodes, [*prefills, *view.waiting]))
+        plan = Plan(view, self._budget(view, decodes, [*prefills, *view.waiting]))
         plan.release(*view.done)
         run_or_preempt(plan, decodes + prefills)
         if not plan.preempted:  # else memory is short, and nobody joins
@@ -39,7 +38,7 @@ class Sarathi(Policy):
                     break  # head of line: nobody overtakes
         return plan
 
-    def _budget(self, view: View, decodes: list[Request], prefills: list[Request]) -> int:
+    def _budget(self, view: View, decodes: list[RequestView], prefills: list[RequestView]) -> int:
         """Tokens: all decodes, and the longest chunk after them that lets the iteration end in time."""
         most = view.limits.token_budget - len(decodes)
         limit_s = (self.params.tbt_slo_ms or view.limits.tbt_slo_ms) / 1000
@@ -54,6 +53,6 @@ class Sarathi(Policy):
             chunk = view.limits.block_size  # a limit that cannot be kept slows, but stops nobody
         return len(decodes) + chunk
 
-    def _context(self, view: View, req: Request) -> int:
+    def _context(self, view: View, req: RequestView) -> int:
         """Columns before the chunk: those computed, or those with which a new request joins from the prefix cache."""
         return req.num_computed or len(view.cached_prefix(req) or ()) * view.limits.block_size

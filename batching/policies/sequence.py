@@ -5,7 +5,7 @@ short end micro-batches are cut: requests whose predictions fall into one bucket
 runs as a rectangle, really padded as under `static`, that ends at its bucket's length at the latest. Who has not finished by
 then was predicted too short, and has failed; the failures of a window run again in a last batch.
 
-Left out: the language model as its own predictor (section 3; batching/predictors.py has what there is instead). A failure goes
+Left out: the language model as its own predictor (section 3; support/predictors.py has what there is instead). A failure goes
 on from the text that it has, computed as part of its prompt, where the paper generates all of it anew. A remainder that fills
 less than half of a batch joins the next bucket, as in the authors' code. Added is a time-out for windows that do not fill.
 """
@@ -15,9 +15,8 @@ from math import ceil
 
 from batching.params import Params, choice, number
 from batching.policies.static import Static, rectangle
-from batching.policy import Planner, View
-from batching.predictors import PREDICTORS
-from batching.request import Request
+from batching.policies.support.predictors import PREDICTORS
+from batching.policy import Plan, RequestView, View
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,15 @@ class SequenceParams(Params):
 
 class SequenceScheduling(Static):
     Params = SequenceParams
-    window: frozenset[Request] = frozenset()
+    window: frozenset[RequestView] = frozenset()
     end = 0  # the width at which the micro-batch ends
 
     def __init__(self, params: SequenceParams | None = None) -> None:
         super().__init__(params)
         self.predictor = PREDICTORS[self.params.predictor](self.params.error)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         if view.resident and self.columns < self.end:
             self.go_on(plan, view)
             return plan
@@ -56,7 +55,7 @@ class SequenceScheduling(Static):
             self.end = self.start(plan, batch, longest) if batch else 0
         return plan
 
-    def _window(self, plan: Planner, view: View, now: float) -> list[Request]:
+    def _window(self, plan: Plan, view: View, now: float) -> list[RequestView]:
         """What has not run of the window; else what failed in it; else the next window, once it is full or has waited."""
         new = [req for req in view.waiting if not req.preemptions]
         left = [req for req in new if req in self.window] or [req for req in view.waiting if req.preemptions]
@@ -69,7 +68,7 @@ class SequenceScheduling(Static):
         self.window = frozenset(new[: int(self.params.window)])
         return new[: int(self.params.window)]
 
-    def _micro_batch(self, window: list[Request], seats: int) -> tuple[list[Request], int]:
+    def _micro_batch(self, window: list[RequestView], seats: int) -> tuple[list[RequestView], int]:
         """The shortest of the window, in order, and the length of their bucket."""
         lengths = {req: req.to_generate if req.preemptions else self.predictor.predict(req) for req in window}
         buckets = {req: ceil(length / self.params.bucket) for req, length in lengths.items()}

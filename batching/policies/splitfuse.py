@@ -11,12 +11,12 @@ Left out: tensor parallelism, load balancing between replicas.
 """
 
 from batching.policies.dynamic import run_or_preempt
-from batching.policy import Planner, Policy, View
+from batching.policy import Plan, Policy, View
 
 
 class SplitFuse(Policy):
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         run_or_preempt(plan, sorted(view.resident, key=lambda req: req.remaining > 1), to_tail=True)
         if not plan.preempted:  # else memory is short, and nobody joins

@@ -12,8 +12,7 @@ from typing import ClassVar
 
 from batching.blocks import blocks_for
 from batching.params import Params, number
-from batching.policy import Limits, Planner, Policy, View
-from batching.request import Request
+from batching.policy import Limits, Plan, Policy, RequestView, View
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Static(Policy):
     Params: ClassVar[type[Params]] = StaticParams
     columns = 0  # the rectangle's width so far: longest prompt + tokens generated
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view, budget=view.limits.max_prefill_tokens)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         if view.resident:
             self.go_on(plan, view)
             return plan
@@ -43,27 +42,27 @@ class Static(Policy):
         self.start(plan, batch)
         return plan
 
-    def start(self, plan: Planner, batch: Sequence[Request], longest: float = inf) -> int:
+    def start(self, plan: Plan, batch: Sequence[RequestView], longest: float = inf) -> int:
         """All prompts, each padded to the longest. Returns the width that outputs of at most `longest` tokens give it."""
         self.columns = max(req.remaining for req in batch)
         width = self.columns + int(min(longest, max(req.to_generate for req in batch))) - 1
         for req in batch:
-            plan.run(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
+            plan.run_exactly(req, req.remaining, pad=self.columns - req.remaining, reserve=width)
         return width
 
-    def go_on(self, plan: Planner, view: View) -> None:
+    def go_on(self, plan: Plan, view: View) -> None:
         """A column of every row, also of those that have finished, until the last one has."""
         self.columns += 1
         for req in view.resident:
-            plan.run(req, req.remaining, span=self.columns)
+            plan.run_exactly(req, req.remaining, span=self.columns)
         for req in view.done:
             plan.keep(req, span=self.columns)
 
 
-def rectangle(queue: Iterable[Request], limits: Limits, free_blocks: int, longest: float = inf) -> list[Request]:
+def rectangle(queue: Iterable[RequestView], limits: Limits, free_blocks: int, longest: float = inf) -> list[RequestView]:
     """The longest head of `queue` whose padded prompts, padded outputs (of at most `longest`) and seats the engine can hold."""
     prompt = output = 0
-    batch: list[Request] = []
+    batch: list[RequestView] = []
     for req in queue:
         prompt, rows = max(prompt, req.remaining), len(batch) + 1
         output = max(output, int(min(longest, req.to_generate)))

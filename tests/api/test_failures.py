@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 from batching.loop import BatchingLoop, Engine, Health
 from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
-from batching.policy import Limits, Planner, View
+from batching.policy import Limits, Plan, View
 from batching.request import Request
 
 from .conftest import PATIENCE_S, SETTINGS, Gate, Server
@@ -92,14 +92,14 @@ def test_a_full_queue_is_429_with_retry_after(serve: Callable[..., Server], gate
 
 
 class Raises(Dynamic):
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         if view.resident:
             raise ZeroDivisionError("an exercise gone wrong")
         return super().schedule(view, now)
 
 
 class RunsTwice(Dynamic):
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         plan = super().schedule(view, now)
         for req in view.resident:
             plan.run(req)
@@ -107,12 +107,12 @@ class RunsTwice(Dynamic):
 
 
 class PlansNothing(Dynamic):
-    def schedule(self, view: View, now: float) -> Planner:
-        return Planner(view) if view.resident else super().schedule(view, now)
+    def schedule(self, view: View, now: float) -> Plan:
+        return Plan(view) if view.resident else super().schedule(view, now)
 
 
 class ReturnsNothing(Dynamic):
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         return None if view.resident else super().schedule(view, now)  # type: ignore[return-value]
 
 

@@ -12,14 +12,17 @@ from simulator.virtual import VirtualClock, VirtualExecutor
 from tests.broken_policies import (
     ChangesTheQueue,
     HalvesTokens,
-    KeepsItsPlanner,
+    KeepsItsPlan,
     LeavesResidentsAlone,
     Overreaches,
     PlansNothing,
     Raises,
+    RemembersRequests,
+    RunsAStranger,
     TakesMore,
     WaitsForEver,
     WaitsUntil,
+    WritesBooks,
 )
 
 LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
@@ -29,12 +32,14 @@ LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_co
     ("policy", "rule", "request_shape"),
     [
         (ChangesTheQueue(), "raised", (3, 3)),
-        (KeepsItsPlanner(), "view of its own step", (3, 3)),
+        (KeepsItsPlan(), "view of its own step", (3, 3)),
         (TakesMore("free_blocks"), "no more blocks", (3, 5)),
-        (TakesMore("free_seats"), "no more requests", (8, 3)),
+        (TakesMore("free_slots"), "no more requests", (8, 3)),
         (TakesMore("budget"), "no more tokens", (4, 20)),
         (WaitsUntil(), "time-outs end", (3, 3)),
         (HalvesTokens(), "a whole number", (3, 3)),
+        (WritesBooks(), "a policy only reads requests: max_tokens of request 0", (3, 3)),
+        (RunsAStranger(), "the requests of its view: request stranger", (3, 3)),
     ],
     ids=lambda value: value.what if isinstance(value, TakesMore) else type(value).__name__ if isinstance(value, Policy) else "",
 )
@@ -107,3 +112,18 @@ def test_a_policy_that_breaks_a_rule_is_named_and_the_last_good_one_goes_on(poli
     assert all((req.error is not None) == resident for req in answered), "only those that were resident fail"
     assert driver.scheduler.blocks.num_free == LIMITS.num_blocks
     assert isinstance(driver.scheduler.policy, Dynamic)
+
+
+def test_a_policy_that_remembers_requests_cannot_let_them_in_before_a_switch_is_over():
+    clock, answered = VirtualClock(), []
+    driver = Driver(Scheduler(RemembersRequests(), Limits(max_batch_size=1)), clock, answered.append)
+    executor = VirtualExecutor(clock)
+    for name in "ab":
+        driver.submit(Request(name, [0], 3))
+    driver.iterate(executor)
+    driver.switch(NoBatch())
+    while driver.iterate(executor) is not None:
+        pass
+    assert "the requests of its view: request b is not one of them" in str(driver.last_failure)
+    assert [(req.id, req.error and req.error.code) for req in answered] == [("a", "policy_failed"), ("b", None)]
+    assert isinstance(driver.scheduler.policy, NoBatch)

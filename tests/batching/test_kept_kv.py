@@ -6,15 +6,16 @@ import pytest
 
 from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
-from batching.policy import Limits, PlanError, Planner, Policy, View
+from batching.policy import Limits, Plan, PlanError, Policy, View
 from batching.request import Request, RequestError, State
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from simulator.virtual import VirtualClock, VirtualExecutor
+from tests.told import told
 
 LIMITS = Limits(max_batch_size=2, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
 GONE = RequestError("cancelled", "hung up")
-Turn = Callable[[Planner, dict[str, Request]], object]
+Turn = Callable[[Plan, dict[str, Request]], object]
 
 
 class Scripted(Policy):
@@ -24,8 +25,8 @@ class Scripted(Policy):
         super().__init__()
         self.turns = list(turns)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         live = {req.id: req for req in (*view.resident, *view.waiting)}
         if self.turns:
@@ -36,12 +37,12 @@ class Scripted(Policy):
         return plan
 
 
-def both(plan: Planner, live: dict[str, Request]) -> None:
+def both(plan: Plan, live: dict[str, Request]) -> None:
     plan.run(live["a"])
     plan.run(live["b"])
 
 
-def a_waits(plan: Planner, live: dict[str, Request]) -> None:
+def a_waits(plan: Plan, live: dict[str, Request]) -> None:
     plan.preempt(live["a"], keep_kv=True)
     plan.run(live["b"])
 
@@ -88,7 +89,8 @@ def test_preempted_again_while_it_waits_it_loses_its_blocks_and_recomputes():
     for _ in range(2):
         complete(scheduler, planned(scheduler))
     step = planned(scheduler)
-    assert (step.preempted, step.dropped) == ((), ("a",))
+    plan = told(scheduler.plan)
+    assert (plan.preempted, plan.dropped) == ((), ("a",))
     assert scheduler.blocks.num_free == 14
     complete(scheduler, step)
     row = next(row for row in planned(scheduler).rows if row.req is a)
@@ -180,7 +182,7 @@ def test_its_blocks_are_taken_before_another_policy_takes_over():
 
 
 def test_a_deposed_policy_leaves_nothing_in_memory():
-    def breaks(plan: Planner, live: dict[str, Request]) -> None:
+    def breaks(plan: Plan, live: dict[str, Request]) -> None:
         raise ZeroDivisionError
 
     clock, answered = VirtualClock(), []
@@ -212,38 +214,37 @@ def test_a_preemption_that_keeps_its_kv_is_counted_and_shown_but_nothing_is_comp
     assert '"cells":"d' in records[2]
 
 
-class TestPlanner:
+class TestPlan:
     def running(self, *names: str) -> View:
         """Each has computed its 5 tokens, and holds two blocks and a seat."""
         scheduler = Scheduler(Scripted(), LIMITS)
         for name in names:
             scheduler.submit(Request(name, [0] * 5, 9), 0.0)
         complete(scheduler, planned(scheduler))
-        free_seats = LIMITS.max_batch_size - scheduler.num_resident
-        return View((), scheduler.resident, (), LIMITS, scheduler.blocks.num_free, free_seats, scheduler.step_times)
+        return scheduler._view()
 
     def test_keeping_its_kv_a_request_gives_back_its_seat_and_what_this_plan_granted(self):
         view = self.running("a", "b")
-        plan = Planner(view)
+        plan = Plan(view)
         assert plan.run(view.resident[0]) == 1
         plan.preempt(view.resident[0], keep_kv=True)
-        assert (plan.budget, plan.free_blocks, plan.free_seats) == (16, 12, 1)
-        decided = plan.plan(view)
-        assert (decided.preempt, decided.drop, decided.work) == ((view.resident[0],), (), ())
+        assert (plan.budget, plan.free_blocks, plan.free_slots) == (16, 12, 1)
+        plan.check(view)
+        assert (plan.preempted, plan.dropped, view.resident[0] in plan) == ((view.resident[0],), (), False)
 
     def test_what_was_kept_can_be_taken_in_the_same_plan(self):
         view = self.running("a", "b")
-        plan = Planner(view)
+        plan = Plan(view)
         plan.preempt(view.resident[0], keep_kv=True)
         plan.preempt(view.resident[0])
-        assert (plan.free_blocks, plan.free_seats) == (14, 1)
-        decided = plan.plan(view)
-        assert decided.preempt == decided.drop == (view.resident[0],)
+        assert (plan.free_blocks, plan.free_slots) == (14, 1)
+        plan.check(view)
+        assert plan.preempted == plan.dropped == (view.resident[0],)
 
     def test_nothing_is_taken_twice_and_nobody_runs_after_it(self):
         for breach in (lambda plan, req: plan.preempt(req), lambda plan, req: plan.run(req)):
             view = self.running("a")
-            plan = Planner(view)
+            plan = Plan(view)
             plan.preempt(view.resident[0])
             with pytest.raises(PlanError, match="request a"):
                 breach(plan, view.resident[0])

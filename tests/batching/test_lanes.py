@@ -7,12 +7,13 @@ import pytest
 from batching.driver import Driver
 from batching.policies import POLICIES
 from batching.policies.flover import Flover
-from batching.policy import Limits, Planner, Policy, View
+from batching.policy import Limits, Plan, Policy, View
 from batching.request import Lane, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from batching.step_time import Load, StepTime
 from simulator.virtual import PolicyFailed, VirtualClock, simulate
+from tests.told import told
 
 
 def limits(lanes: int = 2, blocks: int = 100) -> Limits:
@@ -31,7 +32,7 @@ class Machine:
             self.driver.submit(req)
 
     def plan(self) -> Step:
-        step = self.driver.plan()
+        step = self.driver.next_step()
         assert step is not None
         return step
 
@@ -68,10 +69,10 @@ def test_blocks_of_a_request_that_ends_go_to_the_other_lane_only_when_its_step_i
     machine.end(machine.plan(), 1.0)
     last = machine.plan()
     machine.driver.submit(Request("next", [0] * 6, 1))
-    assert machine.driver.plan() is None
+    assert machine.driver.next_step() is None
     machine.end(last, 2.0)
     step = machine.plan()
-    assert (step.released, [row.req.id for row in step.rows]) == (("ends",), ["next"])
+    assert (told(machine.scheduler.plan).released, [row.req.id for row in step.rows]) == (("ends",), ["next"])
 
 
 def test_a_cancelled_request_keeps_its_blocks_until_the_step_that_computes_it_is_complete():
@@ -125,15 +126,15 @@ def test_a_policy_of_one_lane_plans_the_same_where_there_are_two(mode: str):
     plans: dict[int, list] = {1: [], 2: []}
     for lanes, made in plans.items():
         requests = [Request(str(i), [0] * (3 + i), 4 + i % 3, arrival=float(i)) for i in range(9)]
-        simulate(POLICIES[mode](), limits(lanes), requests, on_step=lambda step, made=made: made.append(step.plan()))
+        simulate(POLICIES[mode](), limits(lanes), requests, on_step=lambda step, made=made: made.append(step.values()))
     assert plans[1] == plans[2]
 
 
 class TwoInOneLane(Policy):
     lanes = (Lane.MAIN, Lane.PREFILL)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         for req in view.waiting[:1]:
             plan.run(req)
         return plan
@@ -142,8 +143,8 @@ class TwoInOneLane(Policy):
 class PreemptsWhatIsUnderWay(Policy):
     lanes = (Lane.MAIN, Lane.PREFILL)
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         if view.resident:
             plan.preempt(view.resident[0])
         else:

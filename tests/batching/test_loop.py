@@ -183,8 +183,8 @@ def test_a_thread_that_dies_answers_everyone():
 def test_an_idle_thread_sleeps_and_does_not_poll():
     loop = running()
     calls = []
-    original = loop._driver.plan
-    loop._driver.plan = lambda: calls.append(1) or original()
+    original = loop._driver.next_step
+    loop._driver.next_step = lambda: calls.append(1) or original()
     time.sleep(0.3)
     assert not calls
     assert loop.submit(Request("a", [0], 3)).event.wait(PATIENCE_S)

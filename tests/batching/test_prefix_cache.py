@@ -9,7 +9,7 @@ from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.orca import Orca
-from batching.policy import Limits, PlanError, Planner, Policy, View
+from batching.policy import Limits, Plan, PlanError, Policy, RequestView, View
 from batching.replay import replay
 from batching.request import Priority, Request, RequestError, State
 from batching.scheduler import Scheduler
@@ -17,6 +17,7 @@ from batching.step import Row, Step
 from batching.step_time import StepTime
 from simulator.virtual import VirtualClock, VirtualExecutor, simulate
 from tests.kv_contents import KVContents
+from tests.told import Plans
 
 A, B = (1,) * 8, (2,) * 8
 
@@ -33,7 +34,9 @@ class Run:
         self.limits = limits(**changes)
         self.log: list[dict] = []
         clock = VirtualClock()
-        self.driver = Driver(Scheduler(policy or Dynamic(), self.limits), clock, lambda req: None, self.log.append)
+        self.plans = Plans()
+        scheduler = Scheduler(policy or Dynamic(), self.limits)
+        self.driver = Driver(scheduler, clock, lambda req: None, self.log.append, on_plan=self.plans)
         self.contents = KVContents(self.limits.block_size)
         self.steps: list[Step] = []
         self.blocks: list[dict[str, list[int]]] = []
@@ -169,7 +172,7 @@ def test_what_a_failed_step_has_written_is_never_hit():
 def test_a_preempted_request_hits_its_own_blocks_and_computes_the_rest_again():
     """Block 4, four blocks: A takes the second of B's, and leaves it the first."""
     run = Run(num_blocks=4).serve(Request("A", [1] * 7, 5), Request("B", [2] * 7, 5))
-    assert run.steps[2].preempted == ("B",)
+    assert run.plans[2].preempted == ("B",)
     again = run.admitted("B")
     assert (again.start, again.count, again.cached) == (4, 5, 4)
     assert again.req.output == [7, 8, 9, 10, 11]
@@ -238,7 +241,7 @@ def test_the_log_probabilities_of_a_prompt_are_computed_and_the_replay_knows_it(
     run = Run().serve(Request("a", [*A], 2)).serve(Request("b", [*A], 2, prompt_logprobs=True), Request("c", [*A], 2))
     assert run.rows("b")[0].start == 0
     assert run.rows("c")[0].start == 4
-    assert replay(run.log) == [step.plan() for step in run.steps]
+    assert replay(run.log) == [step.values() for step in run.steps]
 
 
 def test_generated_tokens_are_a_prefix_too():
@@ -275,7 +278,7 @@ def test_under_mixed_a_deferred_request_waits_for_the_prefix_that_another_comput
     later = [Request(str(i), [*A, *A, i], 2, Priority.DEFERRED) for i in range(3)]
     run = Run(Mixed(), token_budget=8).serve(*later)
     assert [[row.req.id for row in step.rows] for step in run.steps[:2]] == [["0"], ["0"]]
-    assert run.steps[0].reasons == dict.fromkeys("12", "waits: a request that runs computes its prefix")
+    assert run.plans[0].reasons == dict.fromkeys("12", "waits: a request that runs computes its prefix")
     assert [run.admitted(name).cached for name in "012"] == [0, 16, 16]
     assert run.driver.stats.summary(0, live=False)["tokens_computed"] == 17 + 2 * 1 + 3
 
@@ -285,22 +288,22 @@ def test_immediate_requests_wait_for_nobodys_prefix():
     assert [row.req.id for row in run.steps[0].rows] == ["a", "b"]
 
 
-# The planner's arithmetic.
+# A plan's arithmetic.
 
 
-def resident(name: str, *blocks: int) -> Request:
+def resident(name: str, *blocks: int) -> RequestView:
     req = Request(name, [0] * 4 * len(blocks), 5)
     req.blocks.extend(blocks)
     req.num_computed, req.state = 4 * len(blocks) - 1, State.RESIDENT
-    return req
+    return RequestView(req)
 
 
-def view_of(pool: BlockPool, residents: list[Request], waiting: list[Request], hits: list[int]) -> View:
+def view_of(pool: BlockPool, residents: list[RequestView], waiting: list[RequestView], hits: list[int]) -> View:
     found = {"cached_prefix": lambda req: hits, "references": pool.references}
     return View(waiting, residents, (), limits(), pool.num_free, 2, [StepTime()], **found)
 
 
-def two_that_share() -> tuple[BlockPool, list[Request]]:
+def two_that_share() -> tuple[BlockPool, list[RequestView]]:
     pool = BlockPool(8, 4)
     first, second = pool.allocate(2), pool.allocate(1)
     pool.share(first[:1])
@@ -309,7 +312,7 @@ def two_that_share() -> tuple[BlockPool, list[Request]]:
 
 def test_preempting_frees_what_nobody_else_holds():
     pool, (a, b) = two_that_share()
-    plan = Planner(view_of(pool, [a, b], [], []))
+    plan = Plan(view_of(pool, [a, b], [], []))
     assert plan.free_blocks == 5
     plan.preempt(a)
     assert plan.free_blocks == 6, "the other of its two is b's as well"
@@ -319,50 +322,52 @@ def test_preempting_frees_what_nobody_else_holds():
 
 def test_a_hit_takes_a_free_block_off_the_list_and_preempting_gives_it_back():
     pool, (a, _) = two_that_share()
-    waiting = Request("c", [0] * 10, 1)
+    waiting = RequestView(Request("c", [0] * 10, 1))
     hits = [5, 6]  # both free
     view = view_of(pool, [a], [waiting], hits)
-    plan = Planner(view)
+    plan = Plan(view)
     assert plan.run(waiting) == 2, "behind the two blocks"
     assert plan.free_blocks == 5 - 2 - 1
     assert plan.load.prefill == 2
     plan.preempt(waiting)
-    assert (plan.free_blocks, plan.free_seats, plan.budget) == (5, 2, 64)
+    assert (plan.free_blocks, plan.free_slots, plan.budget) == (5, 2, 64)
     plan.preempt(a)
     assert plan.free_blocks == 6
-    assert plan.plan(view).preempt == (a,)
+    plan.check(view)
+    assert plan.preempted == (a,)
 
 
 def test_a_hit_on_the_blocks_of_a_request_that_this_plan_preempts_keeps_them():
     pool, (a, b) = two_that_share()
-    waiting = Request("c", [0] * 9, 1)
+    waiting = RequestView(Request("c", [0] * 9, 1))
     view = view_of(pool, [a, b], [waiting], list(a.blocks))
-    plan = Planner(view)
+    plan = Plan(view)
     plan.preempt(a)
     plan.preempt(b)
     assert plan.run(waiting) == 1
     assert plan.free_blocks == 8 - 2 - 1
-    assert plan.plan(view).work[0].shared == list(a.blocks)
+    plan.check(view)
+    assert plan._rows[waiting].shared == list(a.blocks)
 
 
 def test_a_request_with_a_hit_is_refused_if_free_blocks_that_it_would_hold_leave_too_few():
     pool = BlockPool(3, 4)
     pool.allocate(1)
-    view = view_of(pool, [], [waiting := Request("c", [0] * 12, 1)], [1])
-    plan = Planner(view)
+    view = view_of(pool, [], [waiting := RequestView(Request("c", [0] * 12, 1))], [1])
+    plan = Plan(view)
     assert plan.run(waiting) == 0, "one block shared, two more to fill, two free of which one is the shared one"
     assert plan.refusal == "blocks"
 
 
-def test_a_policy_that_reaches_past_the_planner_cannot_have_a_shared_block_overwritten():
+def test_a_policy_that_reaches_past_the_plan_cannot_have_a_shared_block_overwritten():
     pool = BlockPool(3, 4)
     pool.allocate(1)
-    view = view_of(pool, [], [waiting := Request("c", [0] * 12, 1)], [1])
-    plan = Planner(view)
+    view = view_of(pool, [], [waiting := RequestView(Request("c", [0] * 12, 1))], [1])
+    plan = Plan(view)
     plan.free_blocks = 10**9
     plan.run(waiting)
     with pytest.raises(PlanError, match="no more blocks than are free"):
-        plan.plan(view)
+        plan.check(view)
 
 
 def test_random_workloads_read_only_what_is_theirs():

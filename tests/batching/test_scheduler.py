@@ -11,6 +11,7 @@ from batching.request import Priority, Refused, Request, RequestError, State
 from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from simulator.virtual import simulate
+from tests.told import Plans
 
 LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
 
@@ -38,25 +39,25 @@ def ids(step: Step) -> list[str]:
 
 
 def test_a_preempted_request_runs_again_before_those_that_came_after_it():
-    steps: list[Step] = []
+    plans = Plans()
     tight = Limits(max_batch_size=2, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=4)
     requests = [Request("A", [0] * 7, 5), Request("B", [0] * 7, 5), Request("C", [0] * 7, 5)]
-    answered = simulate(Dynamic(), tight, requests, on_step=steps.append)
-    assert steps[2].preempted == ("B",)
+    answered = simulate(Dynamic(), tight, requests, on_plan=plans)
+    assert plans[2].preempted == ("B",)
     assert [req.id for req in answered] == ["A", "B", "C"]
 
 
 def test_deferred_work_does_not_take_back_what_an_immediate_request_still_waits_for():
     """C waits for the memory that B holds; D, preempted for C's sake, stays out until nobody immediate waits."""
     tight = Limits(max_batch_size=3, token_budget=32, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=5)
-    steps: list[Step] = []
+    plans = Plans()
     requests = [
         Request("D", [0] * 4, 8, Priority.DEFERRED),
         Request("B", [0] * 8, 4, arrival=0.5),
         Request("C", [0] * 14, 4, arrival=0.5),
     ]
-    answered = simulate(Mixed(), tight, requests, on_step=steps.append)
-    assert sum("D" in step.preempted for step in steps) == 1
+    answered = simulate(Mixed(), tight, requests, on_plan=plans)
+    assert sum("D" in plan.preempted for plan in plans) == 1
     assert [req.id for req in answered] == ["B", "C", "D"]
 
 

@@ -18,6 +18,7 @@ from batching.step import Step, StepResult
 from batching.step_time import Load, Probe
 from simulator.virtual import VirtualClock
 from tests.kv_contents import KVContents
+from tests.told import Plans
 
 
 class Machine(RuleBasedStateMachine):
@@ -45,7 +46,8 @@ class Machine(RuleBasedStateMachine):
         self.computing: dict[int, set[int]] = {}  # the blocks of each step under way
         self.contents = KVContents(block_size)
         self.scheduler = Scheduler(POLICIES[mode](), self.limits)
-        self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append)
+        self.told = Plans()
+        self.driver = Driver(self.scheduler, self.clock, self.answered.append, self.log.append, on_plan=self.told)
         for tokens in range(1, 10):
             self.driver.learn(Probe(Load.of([(tokens, 0)]), 0.01 * tokens))
 
@@ -74,11 +76,11 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def plan(self) -> None:
         if len(self.under_way) < self.depth:
-            step = self.driver.plan()
+            step = self.driver.next_step()
             self.clock.now += 0.03  # so that static's time-out passes sooner or later
             if step:
                 self.contents.compute(step)
-                self.plans.append(step.plan())
+                self.plans.append(step.values())
                 self.under_way.append(step)
                 self.computing[step.id] = {block for row in step.rows for block in row.req.blocks}
 
@@ -141,7 +143,9 @@ class Machine(RuleBasedStateMachine):
                 break
         assert len(self.answered) == len(self.submitted), "nobody is left unanswered"
         assert self.scheduler.blocks.num_free == self.limits.num_blocks
-        assert replay(self.log) == self.plans
+        again = Plans()
+        assert replay(self.log, on_plan=again) == self.plans
+        assert (again, again.others) == (self.told, self.told.others)
 
 
 Machine.TestCase.settings = settings(max_examples=10 * settings.default.max_examples, stateful_step_count=40)

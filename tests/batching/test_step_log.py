@@ -11,7 +11,7 @@ from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed, MixedParams
 from batching.policies.static import Static
-from batching.policy import Limits, Planner, Policy, View
+from batching.policy import Limits, Plan, Policy, View
 from batching.request import Priority, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.step import StepResult
@@ -59,6 +59,7 @@ def test_a_record_has_what_the_contract_says():
         "id": 1, "end": 0.5, "ms": 500.0, "mode": "dynamic", "cells": "pp",
         "new": [[0, 1, "i", "a"], [1, 2, "d", "b"]], "gone": [],
         "queue": 0, "running": 2, "kv": round(3 / 64, 4), "computed": 8, "cached": 0, "tokens": 2, "padding": 0,
+        "first_step": 1, "padding_share": 0.0,
         "load": [8, 0, 0, 34], "why": [],
         "done": [["d", 500.0, None, 500.0, 1]],
     }  # fmt: skip
@@ -110,8 +111,8 @@ class EveryOther(Policy):
 
     turn = 0
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         self.turn += 1
         for place, req in enumerate([*view.resident, *view.waiting]):
@@ -170,8 +171,8 @@ class Clears(Policy):
 
     turn = 0
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         plan.release(*view.done)
         self.turn += 1
         if self.turn == 2:
@@ -194,10 +195,13 @@ def test_a_policy_with_a_reason_for_everybody_is_cut_short():
     log = StepLog(2)
     driver, _ = make(Dynamic())
     driver.submit(Request("a", [0], 1))
-    step = driver.plan()
+    step = driver.next_step()
     assert step is not None
-    many = {f"{n}": "waits" for n in range(1000)}
-    log.on_step(type(step)(1, step.rows, 0.0, reasons=many), [row.req for row in step.rows], "dynamic", 0, 0.0)
+    plan = driver.scheduler.plan
+    assert plan is not None
+    plan._refused = {f"{n}": "waits" for n in range(1000)}
+    log.on_plan(plan)
+    log.on_step(step, [row.req for row in step.rows], "dynamic", 0, 0.0, {})
     log.on_result(StepResult(1, 0.0, 1.0), 1)
     log.publish()
     assert len(records(log)[0]["why"]) == step_log.MAX_REASONS

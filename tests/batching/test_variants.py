@@ -8,13 +8,15 @@ import pytest
 from batching.driver import Driver
 from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
-from batching.policy import Limits, PlanError, Planner, Policy, View
+from batching.policy import Limits, Plan, PlanError, Policy, RequestView, View
 from batching.replay import replay
 from batching.request import Request, State
-from batching.scheduler import MOST_UNTOLD, Scheduler
+from batching.scheduler import Scheduler
 from batching.step import Step
+from batching.step_log import MAX_REASONS
 from batching.step_time import Load, Probe
 from simulator.virtual import PolicyFailed, VirtualClock, VirtualExecutor, simulate
+from tests.told import Plans
 
 LIMITS = Limits(
     max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16,
@@ -29,7 +31,7 @@ class On(Dynamic):
         super().__init__()
         self._choose = choose
 
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         plan = super().schedule(view, now)
         plan.variant = self._choose(view)
         return plan
@@ -38,8 +40,8 @@ class On(Dynamic):
 class Rejects(Policy):
     """Whatever it is asked to run."""
 
-    def schedule(self, view: View, now: float) -> Planner:
-        plan = Planner(view)
+    def schedule(self, view: View, now: float) -> Plan:
+        plan = Plan(view)
         for req in view.waiting:
             plan.reject(req, "rejected: nobody wants it any more")
         return plan
@@ -115,11 +117,11 @@ def test_the_limit_on_a_steps_time_is_that_of_the_plans_variant():
         for tokens in (2, 8, 16):
             scheduler.step_times[0].observe(Load.of([(tokens, 0)]), 0.1 * tokens)
             scheduler.step_times[1].observe(Load.of([(tokens, 0)]), 0.01 * tokens)
-    req = Request("a", [0] * 16, 1)
+    req = RequestView(Request("a", [0] * 16, 1))
     view = View((req,), (), (), LIMITS, 16, 4, scheduler.step_times)
     granted = []
     for variant in (0, 1):
-        plan = Planner(view)
+        plan = Plan(view)
         plan.variant, plan.time_limit_s = variant, 0.5
         granted.append(plan.run(req))
     assert granted[0] < 6, "half a second is time for five tokens"
@@ -134,15 +136,17 @@ def test_the_log_of_a_run_over_variants_replays_to_the_same_plans():
     seconds = (1.0, 0.3)
     simulate(policy, limits, requests, lambda s: seconds[s.variant], on_step=steps.append, log=log.append)
     assert {step.variant for step in steps} == {0, 1}
-    assert replay(log) == [step.plan() for step in steps]
+    assert replay(log) == [step.values() for step in steps]
 
 
-def test_of_plans_that_only_reject_the_newest_are_told_of():
-    driver = Driver(Scheduler(Rejects(), LIMITS), VirtualClock(), lambda req: None)
+def test_plans_that_only_reject_are_told_of_and_not_all_kept():
+    plans = Plans()
+    driver = Driver(Scheduler(Rejects(), LIMITS), VirtualClock(), lambda req: None, on_plan=plans)
     for i in range(3000):
         driver.submit(Request(f"{i}", [0], 1))
-        assert driver.plan() is None
-    assert len(driver.scheduler._untold) == MOST_UNTOLD
+        assert driver.next_step() is None
+    assert [len(plan.reasons) for plan in plans.others] == [1] * 3000
+    assert len(driver.steps._why) == MAX_REASONS
 
 
 def test_a_rejected_request_is_answered_with_the_reason():
@@ -161,11 +165,11 @@ def test_a_rejected_request_is_answered_with_the_reason():
     ],
     ids=["after running it", "before running it", "twice"],
 )
-def test_one_decision_a_request_holds_for_rejections(breach: Callable[[Planner, Request], object]):
-    req = Request("a", [0], 3)
+def test_one_decision_a_request_holds_for_rejections(breach: Callable[[Plan, RequestView], object]):
+    req = RequestView(Request("a", [0], 3))
     view = View((req,), (), (), LIMITS, 16, 4, Scheduler(Dynamic(), LIMITS).step_times)
     with pytest.raises(PlanError, match="one decision"):
-        breach(Planner(view), req)
+        breach(Plan(view), req)
 
 
 def test_only_waiting_requests_are_rejected():
@@ -173,9 +177,9 @@ def test_only_waiting_requests_are_rejected():
     scheduler = Scheduler(Dynamic(), LIMITS)
     scheduler.submit(req, 0.0)
     scheduler.next_step(0.0)
-    view = View((), (req,), (), LIMITS, 15, 3, scheduler.step_times)
+    view = scheduler._view()
     with pytest.raises(PlanError, match="only waiting requests are rejected"):
-        Planner(view).reject(req, "late")
+        Plan(view).reject(view.resident[0], "late")
 
 
 def test_the_statistics_count_requests_by_variant():

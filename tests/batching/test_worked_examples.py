@@ -12,6 +12,7 @@ from batching.policy import Limits
 from batching.request import Priority, Request
 from batching.step import Step
 from simulator.virtual import simulate
+from tests.told import Plans
 
 # Example E1 (the form of tinyorca): id, arrival, output, and the maximum that Orca reserves, prompt included.
 E1 = [("x1", 0, 2, 4), ("x2", 0, 5, 8), ("x3", 1, 2, 4), ("x4", 1, 3, 4)]
@@ -86,10 +87,11 @@ def test_dynamic_preempts_the_last_request_when_blocks_run_out_and_recomputes_it
     steps: list[Step] = []
     four_blocks = limits(block_size=4, num_blocks=4)
     requests = [Request("A", [0] * 7, 5), Request("B", [0] * 7, 5)]
-    answered = simulate(Dynamic(), four_blocks, requests, on_step=steps.append)
+    told = Plans()
+    answered = simulate(Dynamic(), four_blocks, requests, on_step=steps.append, on_plan=told)
     plans = [{row.req.id: row.count for row in step.rows} for step in steps]
     assert plans[:3] == [{"A": 7, "B": 7}, {"A": 1, "B": 1}, {"A": 1}]
-    assert steps[2].preempted == ("B",)
+    assert told[2].preempted == ("B",)
     after = [plan for plan in plans[3:] if "B" in plan]
     assert after[0] == {"B": 9}, "B recomputes its prompt and what it had generated"
     assert plans[3:5] == [{"A": 1}, {"A": 1}], "B needs ceil(9/4) = 3 blocks, so it waits for A to end"
@@ -147,8 +149,9 @@ def deferred(name: str, deadline: float | None = None, arrival: float = 0.0, pro
 def test_an_immediate_request_takes_the_seat_of_the_deferred_one_with_the_latest_deadline():
     steps: list[Step] = []
     requests = [deferred("soon", 50.0), deferred("late", 90.0), Request("now", [0], 2, arrival=1.5)]
-    answered = simulate(Mixed(), limits(), requests, on_step=steps.append)
-    assert steps[2].preempted == ("late",)
+    plans = Plans()
+    answered = simulate(Mixed(), limits(), requests, on_step=steps.append, on_plan=plans)
+    assert plans[2].preempted == ("late",)
     assert [row.req.id for row in steps[2].rows] == ["now", "soon"]
     assert [req.id for req in answered] == ["now", "soon", "late"]
     assert all(req.error is None for req in answered)
@@ -157,8 +160,9 @@ def test_an_immediate_request_takes_the_seat_of_the_deferred_one_with_the_latest
 def test_an_immediate_request_takes_the_blocks_of_a_deferred_one():
     steps: list[Step] = []
     requests = [deferred("batch job", prompt=7), Request("now", [0] * 6, 2, arrival=0.5)]
-    simulate(Mixed(), limits(num_blocks=12), requests, on_step=steps.append)
-    assert steps[1].preempted == ("batch job",)
+    plans = Plans()
+    simulate(Mixed(), limits(num_blocks=12), requests, on_step=steps.append, on_plan=plans)
+    assert plans[1].preempted == ("batch job",)
     assert [row.req.id for row in steps[1].rows] == ["now"]
 
 

@@ -201,7 +201,7 @@ def test_with_two_steps_under_way_the_plans_are_the_same(demo: GPT, prompts):
     for way in ("at once", "overlapped"):
         executor, limits = engine(demo, way, max_batch_size=3, token_budget=16)
         own, submit = plans.setdefault(way, []), executor.submit
-        executor.submit = lambda step, own=own, submit=submit: (own.append(step.plan()), submit(step))
+        executor.submit = lambda step, own=own, submit=submit: (own.append(step.values()), submit(step))
         serve(executor, limits, Dynamic(), greedy(prompts, (20, 3, 11, 1)))
     assert plans["overlapped"] == plans["at once"]
 

@@ -8,7 +8,7 @@ import pytest
 from batching.driver import Driver
 from batching.policies.deadline import Deadline, DeadlineParams
 from batching.policies.dynamic import Dynamic
-from batching.policy import Planner, View
+from batching.policy import Plan, View
 from batching.request import Request
 from batching.scheduler import Scheduler
 from model.checkpoint import CheckpointError
@@ -63,9 +63,9 @@ class TakesTurns(Dynamic):
 
     turn = 0
 
-    def schedule(self, view: View, now: float) -> Planner:
+    def schedule(self, view: View, now: float) -> Plan:
         self.turn += not view.resident
-        plan = Planner(view)
+        plan = Plan(view)
         plan.variant = self.turn % len(view.limits.variants)
         plan.release(*view.done)
         for req in view.resident or view.waiting[:3]:

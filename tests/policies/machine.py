@@ -11,6 +11,7 @@ from batching.scheduler import Scheduler
 from batching.step import Step
 from batching.step_time import Load, Probe
 from simulator.virtual import VirtualClock, VirtualExecutor
+from tests.told import Plans
 
 Law = Callable[[Load], float]
 LOADS = [
@@ -25,6 +26,7 @@ LOADS = [
 class Run(NamedTuple):
     driver: Driver
     steps: list[Step]
+    plans: Plans
     answered: list[Request]
 
     def rows(self) -> list[dict[str, int]]:
@@ -44,7 +46,8 @@ def a_millisecond_a_token(load: Load) -> float:
 def serve(policy: Policy, limits: Limits, requests: list[Request], law: Law = a_gpt) -> Run:
     """All of `requests`, each at its arrival, to the last answer."""
     clock = VirtualClock()
-    run = Run(Driver(Scheduler(policy, limits), clock, lambda req: run.answered.append(req)), [], [])
+    plans = Plans()
+    run = Run(Driver(Scheduler(policy, limits), clock, lambda req: run.answered.append(req), on_plan=plans), [], plans, [])
     for load in LOADS * 20:
         run.driver.learn(Probe(load, law(load)))
 

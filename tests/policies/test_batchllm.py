@@ -3,13 +3,15 @@
 import pytest
 
 from batching.blocks import chain
+from batching.plan import shareable
 from batching.policies.batchllm import BatchLLM
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
-from batching.policy import Limits, Policy, shareable
+from batching.policy import Limits, Policy
 from batching.request import Priority, Request
 from batching.step import Step
 from simulator.virtual import simulate
+from tests.told import Plans
 
 BLOCK = 16
 
@@ -32,9 +34,9 @@ def families(count: int = 12, members: int = 8, prefix: int = 128, own: int = 24
     ]
 
 
-def run(policy: Policy, requests: list[Request], engine: Limits) -> list[Step]:
+def run(policy: Policy, requests: list[Request], engine: Limits, plans: Plans | None = None) -> list[Step]:
     steps: list[Step] = []
-    answered = simulate(policy, engine, requests, on_step=steps.append)
+    answered = simulate(policy, engine, requests, on_step=steps.append, on_plan=Plans() if plans is None else plans)
     assert [req for req in answered if req.error] == []
     return steps
 
@@ -46,7 +48,7 @@ def prefilled(steps: list[Step]) -> int:
 
 def fewest(requests: list[Request]) -> int:
     """Prompt tokens that have to be computed if no full block is computed twice."""
-    keys = [chain([], req.tokens, BLOCK)[: shareable(req, BLOCK)] for req in requests]
+    keys = [chain([], req.tokens, BLOCK)[: shareable(len(req.tokens), BLOCK)] for req in requests]
     saved = sum(map(len, keys)) - len({key for path in keys for key in path})
     return sum(len(req.tokens) for req in requests) - saved * BLOCK
 
@@ -55,9 +57,10 @@ def fewest(requests: list[Request]) -> int:
 def test_the_prefill_that_shared_prefixes_allow_to_save_is_saved(blocks: int):
     logical, least = 96 * 152, fewest(families())
     assert 1 - least / logical == pytest.approx(0.737, abs=1e-3), "12 * 128 + 96 * 24 of 96 * 152"
-    steps = run(BatchLLM(), families(), limits(num_blocks=blocks))
+    plans = Plans()
+    steps = run(BatchLLM(), families(), limits(num_blocks=blocks), plans)
     assert prefilled(steps) == least
-    assert sum(len(step.preempted) for step in steps) == 0
+    assert sum(len(plan.preempted) for plan in plans) == 0
 
 
 def test_first_come_first_served_loses_prefixes_before_their_next_request_comes():
@@ -75,11 +78,12 @@ def test_mixed_profits_where_requests_that_begin_alike_are_due_together():
 
 
 def test_a_group_runs_together_and_its_first_alone_computes_the_prefix():
-    steps = run(BatchLLM(), families(count=2, members=3), limits(max_batch_size=64))
+    plans = Plans()
+    steps = run(BatchLLM(), families(count=2, members=3), limits(max_batch_size=64), plans)
     assert [(row.req.id, row.start) for row in steps[0].rows] == [("1-0", 0), ("0-0", 0)]
     second = {row.req.id: (row.start, row.cached) for row in steps[1].rows}
     assert second["1-1"] == second["1-2"] == (128, 128)
-    assert steps[0].reasons["1-1"] == "waits: a request that runs computes its prefix"
+    assert plans[0].reasons["1-1"] == "waits: a request that runs computes its prefix"
 
 
 def test_groups_with_the_most_decoding_for_their_prefill_come_first():
@@ -98,12 +102,13 @@ def test_groups_with_the_most_decoding_for_their_prefill_come_first():
 def test_a_request_joins_only_where_all_the_memory_it_may_come_to_need_is_free():
     """Each needs 3 blocks at its longest and 1 to begin with: 7 blocks hold two of them."""
     requests = [Request(str(i), [i] * 10, 33) for i in range(3)]
-    steps = run(BatchLLM(), requests, limits(num_blocks=7))
+    plans, preempting = Plans(), Plans()
+    steps = run(BatchLLM(), requests, limits(num_blocks=7), plans)
     assert [row.req.id for row in steps[0].rows] == ["0", "1"]
-    assert steps[0].reasons["2"] == "waits: too few KV blocks are free"
-    assert not any(step.preempted for step in steps)
-    preempting = run(Dynamic(), [Request(str(i), [i] * 10, 33) for i in range(3)], limits(num_blocks=7))
-    assert any(step.preempted for step in preempting)
+    assert plans[0].reasons["2"] == "waits: too few KV blocks are free"
+    assert not any(plan.preempted for plan in plans)
+    run(Dynamic(), [Request(str(i), [i] * 10, 33) for i in range(3)], limits(num_blocks=7), preempting)
+    assert any(plan.preempted for plan in preempting)
 
 
 def test_a_request_that_comes_later_joins_the_rest_of_its_group():

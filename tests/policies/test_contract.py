@@ -14,7 +14,7 @@ from batching.policy import Limits, Policy
 from batching.request import Priority, Request
 from batching.step import Step
 from simulator.virtual import PolicyFailed, simulate
-from tests.broken_policies import Overreaches, PlansNothing
+from tests.broken_policies import Overreaches, PlansNothing, WritesBooks
 from tests.kv_contents import KVContents
 
 workloads = st.lists(
@@ -42,7 +42,7 @@ engines = st.builds(
 )
 
 
-@pytest.mark.parametrize("broken", [Policy, PlansNothing, Overreaches])
+@pytest.mark.parametrize("broken", [Policy, PlansNothing, Overreaches, WritesBooks])
 def test_the_contract_is_not_kept_for_a_broken_policy_by_the_one_that_takes_over(broken: type[Policy]):
     with pytest.raises(PolicyFailed, match=broken.__name__):
         simulate(broken(), Limits(), [Request("a", [0], 1)])
@@ -62,8 +62,9 @@ def requests_of(workload) -> list[Request]:
     ]
 
 
-def expected_output(req: Request, stop: int) -> list[int]:
-    return list(range(req.prompt_len, req.prompt_len + min(req.max_tokens, stop)))
+def expected_output(prompt: int, longest: int, stop: int) -> list[int]:
+    """Of what was asked for, whatever the request's books say by now."""
+    return list(range(prompt, prompt + min(longest, stop)))
 
 
 @given(workload=workloads, limits=engines, depth=st.sampled_from([1, 2]))
@@ -72,12 +73,12 @@ def test_every_request_is_answered_once_with_its_own_tokens(policy_class: type[P
     steps: list[Step] = []
     answered = simulate(policy_class(), limits, requests, depth=depth, on_step=steps.append)
     assert Counter(req.id for req in answered) == Counter(req.id for req in requests)
-    for req, (_, _, stop, _, _) in zip(requests, workload, strict=True):
+    for req, (prompt, longest, stop, _, _) in zip(requests, workload, strict=True):
         if req.error is not None:
             assert req.error.code in ("too_large", "context_length_exceeded", "deadline_missed"), "refused with its reason"
         else:
-            assert req.output == expected_output(req, stop)
-    most_tokens = sum(req.prompt_len + req.max_tokens for req in requests)
+            assert req.output == expected_output(prompt, longest, stop)
+    most_tokens = sum(prompt + longest for prompt, longest, _, _, _ in workload)
     assert len(steps) <= len(requests) * (1 + most_tokens), "liveness"
 
 
@@ -105,6 +106,6 @@ def test_overlap_changes_no_plan_where_lengths_alone_end_requests(policy_class: 
     at_once = [(prompt, longest, longest, -100, priority) for prompt, longest, _, _, priority in workload]
     plans: dict[int, list] = {1: [], 2: []}
     for depth, made in plans.items():
-        requests, note = requests_of(at_once), lambda step, made=made: made.append(step.plan())
+        requests, note = requests_of(at_once), lambda step, made=made: made.append(step.values())
         simulate(policy_class(), limits, requests, lambda step: 1e-6, depth=depth, on_step=note)
     assert plans[1] == plans[2]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from batching.capacity import ArrivalRate, Shape, capacity, covering, service_time, service_times
 from batching.policies.deadline import Deadline, DeadlineParams
+from batching.policies.support.capacity import ArrivalRate, Shape, capacity, covering, service_time, service_times
 from batching.policy import Limits
 from batching.request import Priority, Request
 from batching.step import Step

@@ -5,16 +5,17 @@ import random
 import pytest
 
 from batching.driver import Driver
-from batching.feedback_queue import FeedbackQueue, first_queue
 from batching.policies.dynamic import Dynamic
 from batching.policies.fastserve import FastServe, FastServeParams
 from batching.policies.orca import Orca
+from batching.policies.support.feedback_queue import FeedbackQueue, first_queue
 from batching.policy import Limits, Policy
 from batching.request import Request
 from batching.scheduler import Scheduler
 from batching.step import Step
 from simulator.virtual import VirtualClock, VirtualExecutor, simulate
 from tests.policies.machine import a_gpt, a_millisecond_a_token, serve
+from tests.told import Plans
 
 
 def fastserve(base_s: float = 1.0, alpha_s: float = 1e6) -> FastServe:
@@ -93,8 +94,8 @@ class TestFeedbackQueue:
 
 def test_a_short_job_passes_a_long_one_which_goes_on_where_it_was():
     """L has used up the quanta of queue 0 (1 s) and 1 (2 s) when S comes. S is through after 2.5 s instead of 6.5."""
-    clock, steps, answered = VirtualClock(), [], []
-    driver = Driver(Scheduler(fastserve(), limits()), clock, answered.append)
+    clock, steps, plans, answered = VirtualClock(), [], Plans(), []
+    driver = Driver(Scheduler(fastserve(), limits()), clock, answered.append, on_plan=plans)
     executor = VirtualExecutor(clock, lambda step: steps.append(step) or 1.0)
     long, short = Request("L", [0] * 3, 7), Request("S", [0], 2, arrival=2.5)
     driver.submit(long)
@@ -105,8 +106,8 @@ def test_a_short_job_passes_a_long_one_which_goes_on_where_it_was():
         pass
     assert ids(steps) == "L L L S S L L L L"
     assert [(req.id, req.answered_at) for req in answered] == [("S", 5.0), ("L", 9.0)]
-    assert (steps[3].preempted, steps[3].dropped) == (("L",), ())
-    assert steps[3].reasons["L"] == "preempted in queue 2: request S lacked seats"
+    assert (plans[3].preempted, plans[3].dropped) == (("L",), ())
+    assert plans[3].reasons["L"] == "preempted in queue 2: request S lacked slots"
     assert [(row.start, row.count) for step in steps for row in step.rows if row.req is long][3] == (5, 1)
     assert long.output == [3, 4, 5, 6, 7, 8, 9]
     stats = driver.stats.summary(9.0, live=False)
@@ -141,11 +142,12 @@ def test_where_blocks_are_short_the_one_that_would_run_again_last_loses_its_kv_a
     needs four. A would run again last. It computes its columns again, B goes on where it was."""
     a, b, s = Request("A", [0], 5), Request("B", [0], 4, arrival=2.5), Request("S", [0] * 4, 1, arrival=4.5)
     steps: list[Step] = []
-    simulate(fastserve(), limits(num_blocks=8), [a, b, s], on_step=steps.append)
+    plans = Plans()
+    simulate(fastserve(), limits(num_blocks=8), [a, b, s], on_step=steps.append, on_plan=plans)
     assert ids(steps) == "A A A B B S B A A B"
-    assert (steps[3].preempted, steps[3].dropped) == (("A",), ())
-    assert (steps[5].preempted, steps[5].dropped) == (("B",), ("A",))
-    assert steps[5].reasons["A"] == "preempted in queue 2: request S lacked blocks"
+    assert (plans[3].preempted, plans[3].dropped) == (("A",), ())
+    assert (plans[5].preempted, plans[5].dropped) == (("B",), ("A",))
+    assert plans[5].reasons["A"] == "preempted in queue 2: request S lacked blocks"
     assert (a.lost, b.lost) == (3, 0)
     assert [(row.start, row.count) for row in steps[7].rows] == [(0, 4)], "its prompt and what it had generated"
     assert (a.output, b.output, s.output) == ([1, 2, 3, 4, 5], [1, 2, 3, 4], [4])
@@ -161,8 +163,9 @@ def test_nobody_loses_its_kv_for_one_that_would_not_fit_all_the_same():
         Request("Q", [0], 1, arrival=1.6),
     ]
     steps: list[Step] = []
-    simulate(fastserve(base_s=1.5), limits(num_blocks=14, max_batch_size=3), requests, on_step=steps.append)
-    assert not any(step.dropped for step in steps)
+    plans = Plans()
+    simulate(fastserve(base_s=1.5), limits(num_blocks=14, max_batch_size=3), requests, on_step=steps.append, on_plan=plans)
+    assert not any(plan.dropped for plan in plans)
     assert ids(steps) == "L L HL HL PQL L L L L"
 
 
@@ -219,7 +222,7 @@ def test_with_memory_to_spare_nothing_is_computed_twice():
     stats = run.driver.stats.summary(0.0, live=False)
     assert stats["preemptions"] > 100
     assert stats["recomputed_tokens"] == 0
-    assert not any(step.dropped for step in run.steps)
+    assert not any(plan.dropped for plan in run.plans)
 
 
 @pytest.mark.parametrize(("name", "value"), [("base_ms", 0), ("alpha_s", -1)])

@@ -8,6 +8,7 @@ from batching.policy import Limits
 from batching.request import Lane, Request
 from batching.step import Step
 from simulator.virtual import simulate
+from tests.told import Plans
 
 
 def limits(lanes: int, seats: int = 8, blocks: int = 1000) -> Limits:
@@ -68,15 +69,17 @@ def test_compaction_takes_the_fewest_moves(live: list[int], needed: list[tuple[i
 def test_when_requests_end_the_last_ones_move_into_their_slots():
     steps: list[Step] = []
     requests = [Request(name, [0], most) for name, most in zip("abcdef", (5, 2, 5, 5, 2, 5), strict=True)]
-    simulate(Flover(), limits(lanes=2), requests, on_step=steps.append)
+    plans = Plans()
+    simulate(Flover(), limits(lanes=2), requests, on_step=steps.append, on_plan=plans)
     assert ["".join(row.req.id for row in step.rows) for step in steps] == ["abcdef", "abcdef", "afcd", "afcd", "afcd"]
-    assert [dict(step.reasons) for step in steps] == [{}, {}, {"f": "moved from slot 5 to slot 1"}, {}, {}]
+    assert [plan.reasons for plan in plans] == [{}, {}, {"f": "moved from slot 5 to slot 1"}, {}, {}]
 
 
 def test_memory_is_reserved_for_the_longest_output_and_the_head_of_the_line_waits_for_it():
     steps: list[Step] = []
     requests = [Request("a", [0] * 4, 7), Request("b", [0] * 8, 3), Request("c", [0], 1)]
-    answered = simulate(Flover(), limits(lanes=2, blocks=15), requests, on_step=steps.append)
+    plans = Plans()
+    answered = simulate(Flover(), limits(lanes=2, blocks=15), requests, on_step=steps.append, on_plan=plans)
     assert [row.req.id for row in steps[0].rows] == ["a"], "10 of 15 columns are a's, though it has written 4"
     assert [req.id for req in answered] == ["a", "c", "b"]
-    assert steps[0].reasons["b"] == "waits: too few KV blocks are free"
+    assert plans[0].reasons["b"] == "waits: too few KV blocks are free"

@@ -16,6 +16,7 @@ from batching.step import Step
 from batching.step_time import Load, Probe
 from jobs.runner import due_share
 from simulator.virtual import VirtualClock, VirtualExecutor
+from tests.told import Plans
 
 LIMITS = Limits(max_batch_size=32, token_budget=256, max_context=1024, num_blocks=1000, max_queue=10**6)
 SLO_S = 0.05
@@ -41,7 +42,8 @@ class World:
         self.clock = VirtualClock()
         self.steps: list[Step] = []
         self.answered: list[Request] = []
-        self.driver = Driver(Scheduler(policy, limits), self.clock, self.answered.append)
+        self.plans = Plans()
+        self.driver = Driver(Scheduler(policy, limits), self.clock, self.answered.append, on_plan=self.plans)
         for probe in PROBES:
             self.driver.learn(probe)
 
@@ -152,7 +154,7 @@ def test_a_request_that_is_due_soon_becomes_immediate_and_is_counted_apart():
     requests = [Request(f"now-{i}", [1] * 20, 100, arrival=0.1 * i) for i in range(40)]
     late = Request("late", [1] * 20, 100, Priority.DEFERRED, 0.05, due=5.0)
     world = World(mixed(max_passes=1e9), limits).serve([*requests, late])
-    promoted = [step for step in world.steps if "late" in step.promoted]
+    promoted = [plan for plan in world.plans if "late" in plan.promoted]
     assert len(promoted) == 1
     assert promoted[0].reasons["late"].startswith("promoted: due in")
     assert late.answered_at < 8.0, "the next seat was its own: it came before nearly all of them"
@@ -190,9 +192,9 @@ def test_each_decision_has_its_reason():
     requests = [Request(f"later-{i}", [i] * 9, 30, Priority.DEFERRED) for i in range(3)]
     requests.append(Request("now", [0] * 6, 20, arrival=0.02))
     world = World(mixed(), limits).serve(requests)
-    assert world.steps[0].reasons["later-2"] == "waits: all sequence slots are taken"
-    preempting = next(step for step in world.steps if step.preempted)
-    assert preempting.reasons[preempting.preempted[0]] == "preempted: request now lacked seats"
+    assert world.plans[0].reasons["later-2"] == "waits: all sequence slots are taken"
+    preempting = next(plan for plan in world.plans if plan.preempted)
+    assert preempting.reasons[preempting.preempted[0]] == "preempted: request now lacked slots"
     told = world.driver.stats.summary(world.clock.now, live=False)["decisions"]
     assert {"step", "seconds_ago", "request", "why"} == set(told[0])
     assert any(decision["why"].startswith("preempted") for decision in told)

@@ -46,7 +46,7 @@ def test_with_the_same_budget_dynamic_makes_the_same_plans(workload: list[tuple[
     for policy, budget in ((sarathi(EIGHT_TOKENS_MS), 64), (Dynamic(), 8)):
         requests = [Request(str(i), [0] * p, n, arrival=at / 1e3) for i, (p, n, at) in enumerate(workload)]
         run = serve(policy, limits(token_budget=budget, num_blocks=num_blocks), requests, a_millisecond_a_token)
-        plans.append([step.plan() for step in run.steps])
+        plans.append([step.values() for step in run.steps])
     assert plans[0] == plans[1]
 
 

@@ -12,6 +12,7 @@ from batching.policy import Limits, Policy
 from batching.request import Request
 from batching.step import Step
 from simulator.virtual import simulate
+from tests.told import Plans
 
 EXAMPLE = [10, 200, 15, 190]
 
@@ -38,9 +39,9 @@ def sequence(**params: float | str) -> Policy:
     return SequenceScheduling.from_arguments({"batch_timeout_ms": 0, **params})
 
 
-def run(policy: Policy, requests: list[Request], seats: int) -> list[Step]:
+def run(policy: Policy, requests: list[Request], seats: int, plans: Plans | None = None) -> list[Step]:
     steps: list[Step] = []
-    answered = simulate(policy, limits(seats), requests, on_step=steps.append)
+    answered = simulate(policy, limits(seats), requests, on_step=steps.append, on_plan=Plans() if plans is None else plans)
     assert len(answered) == len(requests)
     for req in requests:
         begin = req.prompt_len
@@ -109,20 +110,23 @@ class Says:
 def test_who_is_predicted_too_short_is_stopped_and_runs_again_in_the_windows_last_batch():
     policy = SequenceScheduling(SequenceParams(batch_timeout_ms=0, bucket=20))
     policy.predictor = Says(job0=10)
-    steps = run(policy, jobs([90, 15, 70, 75], most=100), seats=2)
+    plans = Plans()
+    steps = run(policy, jobs([90, 15, 70, 75], most=100), 2, plans)
     assert batches(steps) == [["job0", "job1"], ["job2", "job3"], ["job0"]]
     assert [len(step.rows) for step in steps] == [2] * 20 + [2] * 75 + [1] * 70
     assert [row.count for row in steps[20 + 75].rows] == [1 + 20], "its prompt, and the bucket's 20 tokens that it had"
-    assert steps[20].preempted == ("job0",)
-    assert steps[20].reasons["job0"].startswith("failed: longer than predicted")
+    (stopped,) = (plan for plan in (*plans, *plans.others) if plan.preempted)
+    assert stopped.preempted == ("job0",)
+    assert stopped.reasons["job0"].startswith("failed: longer than predicted")
 
 
 def test_a_window_is_run_to_its_last_failure_before_the_next_one_begins():
     policy = SequenceScheduling(SequenceParams(batch_timeout_ms=0, bucket=20, window=2))
     policy.predictor = Says(job0=10, job1=10)
-    steps = run(policy, jobs([30, 30, 5], most=100), seats=2)
+    plans = Plans()
+    steps = run(policy, jobs([30, 30, 5], most=100), 2, plans)
     assert batches(steps) == [["job0", "job1"], ["job1", "job0"], ["job2"]]
-    assert steps[20].preempted == ("job0", "job1"), "told by the next step, though their plan computed nothing"
+    assert [plan.preempted for plan in plans.others if plan.preempted] == [("job0", "job1")], "their plan computes nothing"
 
 
 def test_a_batch_has_room_for_its_buckets_length_and_no_more():

@@ -8,15 +8,16 @@ from batching.policy import Limits, Policy
 from batching.request import Request
 from batching.step import Step
 from simulator.virtual import simulate
+from tests.told import Plans
 
 
 def limits(**changes: int) -> Limits:
     return Limits(**{"max_batch_size": 4, "token_budget": 8, "max_context": 64, "block_size": 1, "num_blocks": 1000, **changes})
 
 
-def run(policy: Policy, limits: Limits, requests: list[Request]) -> tuple[list[Request], list[Step]]:
+def run(policy: Policy, limits: Limits, requests: list[Request], *plans: Plans) -> tuple[list[Request], list[Step]]:
     steps: list[Step] = []
-    return simulate(policy, limits, requests, on_step=steps.append), steps
+    return simulate(policy, limits, requests, on_step=steps.append, on_plan=plans[0] if plans else Plans()), steps
 
 
 def rows(steps: list[Step]) -> list[dict[str, int]]:
@@ -60,8 +61,9 @@ def test_a_victim_goes_to_the_tail_and_comes_back_as_a_prompt_with_what_it_had_g
     orders = {}
     for policy in (SplitFuse(), Dynamic()):
         requests = [Request(name, [0] * 7, 5) for name in "ABC"]
-        answered, steps = run(policy, limits(max_batch_size=3, token_budget=16, block_size=4, num_blocks=4), requests)
-        assert steps[2].preempted == ("B",)
+        engine, plans = limits(max_batch_size=3, token_budget=16, block_size=4, num_blocks=4), Plans()
+        answered, steps = run(policy, engine, requests, plans)
+        assert plans[2].preempted == ("B",)
         orders[type(policy)] = [req.id for req in answered]
         assert all(req.output == [7, 8, 9, 10, 11] for req in answered)
         again = [count["B"] for count in rows(steps)[3:] if "B" in count]

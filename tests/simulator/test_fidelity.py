@@ -154,7 +154,7 @@ def test_a_log_with_a_cancel_is_made_again_but_not_simulated(tmp_path: Path, cap
     log, clock = Log(), VirtualClock()
     driver = Driver(Scheduler(POLICIES["dynamic"](), LIMITS), clock, lambda req: None, log.write)
     driver.submit(Request("a", [0] * 5, 9))
-    driver.plan()
+    driver.next_step()
     driver.cancel("a", RequestError("cancelled", "gone"))
     path = tmp_path / "run.jsonl"
     path.write_text("\n".join(map(json.dumps, log)))

@@ -4,14 +4,14 @@ import { call, complete } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 
-export async function setUpControls(say, onReset) {
+export async function setUpControls(say) {
   const session = await call("GET", "/session");
   $("logout").hidden = !session.keys;
   for (const part of document.querySelectorAll("fieldset.teacher")) part.disabled = !session.teacher;
   $("students").hidden = session.teacher;
   await setUpModes(say, session.teacher);
   setUpBurst(say);
-  setUpReset(say, onReset);
+  setUpReset(say);
   setUpPrompt(say);
 }
 
@@ -66,11 +66,10 @@ function lengths(id) {
   return $(id).value.split(/[\s,;]+/).filter(Boolean).map(Number);
 }
 
-function setUpReset(say, onReset) {
+function setUpReset(say) {
   $("reset").addEventListener("click", () =>
     attempt(say, async () => {
       await call("POST", "/stats/reset");
-      onReset();
       say("Statistics start anew.");
     }),
   );

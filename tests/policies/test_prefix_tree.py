@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.prefix_tree import Group, prefix_groups
+from batching.policies.support.prefix_tree import Group, prefix_groups
 
 
 def processed(paths: list[str], groups: list[Group]) -> int:

@@ -9,17 +9,17 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from batching.request import Request
+from batching.view import RequestView
 
 
 class Predictor(Protocol):
     """Every prediction lies between 1 and the request's `max_tokens`."""
 
-    def predict(self, req: Request) -> int:
+    def predict(self, req: RequestView) -> int:
         """Tokens that `req` generates from its first to its last."""
         ...
 
-    def learn(self, req: Request) -> None:
+    def learn(self, req: RequestView) -> None:
         """Take in the length of a request that has finished."""
         ...
 
@@ -28,10 +28,10 @@ class Oracle:
     """Knows: the true length where the workload says it, else the most that was asked for, which is the length unless a stop is
     met."""
 
-    def predict(self, req: Request) -> int:
+    def predict(self, req: RequestView) -> int:
         return req.max_tokens if req.output_len is None else min(req.output_len, req.max_tokens)
 
-    def learn(self, req: Request) -> None:
+    def learn(self, req: RequestView) -> None:
         pass
 
 
@@ -42,7 +42,7 @@ class NoisyOracle(Oracle):
     def __init__(self, error: float) -> None:
         self._error = error
 
-    def predict(self, req: Request) -> int:
+    def predict(self, req: RequestView) -> int:
         off = self._error * Random(req.id).gauss(0.0, 1.0)
         return min(req.max_tokens, max(1, round(super().predict(req) * (1 + off))))
 
@@ -53,10 +53,10 @@ class RunningMean:
     def __init__(self) -> None:
         self._mean, self._count = 0.0, 0
 
-    def predict(self, req: Request) -> int:
+    def predict(self, req: RequestView) -> int:
         return min(req.max_tokens, max(1, round(self._mean))) if self._count else req.max_tokens
 
-    def learn(self, req: Request) -> None:
+    def learn(self, req: RequestView) -> None:
         self._count += 1
         self._mean += (req.num_generated - self._mean) / self._count
 

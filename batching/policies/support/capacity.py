@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from math import exp, inf
 from typing import NamedTuple
 
-from batching.request import Request
 from batching.step_time import Load, StepTime
+from batching.view import RequestView
 
 
 class Shape(NamedTuple):
@@ -16,7 +16,7 @@ class Shape(NamedTuple):
     prompt: int = 0
     output: int = 0
 
-    def around(self, req: Request) -> "Shape":
+    def around(self, req: RequestView) -> "Shape":
         return Shape(max(self.prompt, req.remaining), max(self.output, req.to_generate))
 
 
@@ -32,7 +32,7 @@ def service_time(step_time: StepTime, rows: int, shape: Shape) -> float:
     return seconds
 
 
-def service_times(step_time: StepTime, queue: Sequence[Request]) -> list[float]:
+def service_times(step_time: StepTime, queue: Sequence[RequestView]) -> list[float]:
     """Of batches of the first 0, 1, 2, ... requests in `queue`, up to all of them and one more of the same kind."""
     shapes = [Shape()]
     for req in queue:
@@ -76,11 +76,11 @@ class ArrivalRate:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._waiting: set[Request] = set()  # those that have been counted
+        self._waiting: set[RequestView] = set()  # those that have been counted
         self._count = 0.0  # weighted by age, as of `_at`
         self._first = self._at = 0.0
 
-    def see(self, waiting: Iterable[Request]) -> None:
+    def see(self, waiting: Iterable[RequestView]) -> None:
         """Count those that were not there the last time."""
         waiting = set(waiting)
         for req in sorted(waiting - self._waiting, key=lambda req: req.arrival):

@@ -4,7 +4,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from batching.predictors import PREDICTORS, NoisyOracle, Oracle, RunningMean
+from batching.policies.support.predictors import PREDICTORS, NoisyOracle, Oracle, RunningMean
 from batching.request import Request
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import count
 
-from batching.request import Request
+from batching.view import RequestView
 
 
 def first_queue(prefill_s: float, base_s: float) -> int:
@@ -29,16 +29,16 @@ class FeedbackQueue:
         """`alpha_s`: who has been idle for longer returns to queue 0."""
         self._base_s = base_s
         self._alpha_s = alpha_s
-        self._jobs: dict[Request, Job] = {}
+        self._jobs: dict[RequestView, Job] = {}
         self._places = count()
 
     def update(
         self,
-        live: Iterable[Request],
-        ran: Collection[Request],
+        live: Iterable[RequestView],
+        ran: Collection[RequestView],
         seconds: float,
         now: float,
-        prefill_s: Callable[[Request], float],
+        prefill_s: Callable[[RequestView], float],
     ) -> None:
         """Those who `ran` have done so for `seconds` more. New ones join, who has used up a quantum goes one queue down, who
         has been idle for too long rises; who is not `live` any more is forgotten."""
@@ -56,14 +56,14 @@ class FeedbackQueue:
                 job = self._join(0, now)
             self._jobs[req] = job
 
-    def ranking(self) -> list[Request]:
+    def ranking(self) -> list[RequestView]:
         """Higher queues first, in each of them who joined it first."""
         return sorted(self._jobs, key=lambda req: (self._jobs[req].queue, self._jobs[req].place))
 
-    def queue_of(self, req: Request) -> int:
+    def queue_of(self, req: RequestView) -> int:
         return self._jobs[req].queue
 
-    def until_next_run(self, seats: int, now: float) -> dict[Request, float]:
+    def until_next_run(self, seats: int, now: float) -> dict[RequestView, float]:
         """The estimated next-schedule time (section 4.2), in seconds from now: after the quanta of all ahead, `seats` of which
         run at once, or when it returns to queue 0, if that is sooner."""
         wait_s, ahead_s = {}, 0.0
