@@ -2,7 +2,6 @@
 a 5xx, or of a status or shape that is not in it."""
 
 import io
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,6 @@ from api.openapi import ROUTES
 
 from .conftest import Server
 
-EXAMPLES = int(os.environ.get("BATCHLAB_TEST_EXAMPLES", 12))  # requests a route; a thorough run takes hundreds
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
     response_headers_conformance,
@@ -107,9 +105,11 @@ def test_what_the_document_allows_or_forbids_is_answered_as_it_says(described: A
 
 
 def send_many(cases: Any) -> None:
+    """A dozen requests in the quick profile, 150 in the thorough one."""
+
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        max_examples=settings.default.max_examples // 2, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
     @given(case=cases)
     def send(case: Any) -> None:
