@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +109,16 @@ def application() -> Flask:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from None
-    progress = Progress()
+
+    def load() -> Engine:
+        with Progress() as say:
+            return load_engine(settings, say)
+
     loop = BatchingLoop(
         settings.make_policy(settings.mode, {}),
-        partial(load_engine, settings, progress.say),
-        on_ready=lambda engine: (progress.end(), _print_ready(settings, engine)),
-        on_failed=lambda error: (progress.end(), _exit_failed(error)),
+        load,
+        on_ready=lambda engine: _print_ready(settings, engine),
+        on_failed=_exit_failed,
         input_log=_open_log(settings.input_log) if settings.input_log else None,
     )
     runner = Runner(store, loop, read_completion, errors.describe)
@@ -125,17 +128,18 @@ def application() -> Flask:
 
 
 class Progress:
-    """Says on stderr, every few seconds until the end, what a start is doing."""
+    """Says on stderr, every few seconds to the end of the block, what a start is doing."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Callable[[str], None]:
         self._doing, self._began, self._ended = "", time.monotonic(), threading.Event()
         threading.Thread(target=self._run, name="progress", daemon=True).start()
+        return self._say
 
-    def say(self, doing: str) -> None:
-        self._doing = doing
-
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
+
+    def _say(self, doing: str) -> None:
+        self._doing = doing
 
     def _run(self) -> None:
         hint = " (Ctrl-C stops the server)"

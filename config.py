@@ -208,11 +208,9 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"--token-budget: must be at least {least}, not {settings.token_budget}")
     if settings.input_log:
         try:
-            open(settings.input_log, "a").close()
+            open(settings.input_log, "a", encoding="utf-8").close()
         except OSError as error:
             raise SettingError(f"--input-log: {settings.input_log} cannot be written: {error.strerror}") from None
-    if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
-        raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
     try:
         settings.make_policy(settings.mode, {})
     except ValueError as error:
@@ -270,7 +268,7 @@ def load_dotenv() -> Mapping[str, str | None] | None:
         from dotenv import dotenv_values
     except ImportError:
         return None
-    return dotenv_values(HERE / ".env")
+    return dotenv_values(HERE / ".env", encoding="utf-8-sig")
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
                 num_logprobs=num_logprobs,
                 prompt_logprobs=asked.echo and num_logprobs is not None,
             )
-            choices.append(Choice(req, ending, TextStream(ending)))
+            choices.append(Choice(req, ending, TextStream(ending, tokenizer.bytes_of(prompt) if asked.echo else b"")))
     return Completion(
         id=name if asked.request_id is None else f"cmpl-{asked.request_id}",
         model=engine.served_names[0],
@@ -194,7 +194,7 @@ def read_completion(body: Mapping[str, Any], engine: Engine, now: float) -> Comp
 
 
 def _sampling(asked: CompletionBody, engine: Engine) -> SamplingParams:
-    ends = asked.stop_token_ids if asked.ignore_eos else [*asked.stop_token_ids, engine.tokenizer.end_of_text]
+    ends = asked.stop_token_ids if asked.ignore_eos else [*asked.stop_token_ids, *engine.tokenizer.ends]
     return SamplingParams(
         temperature=asked.temperature,
         top_k=asked.top_k,
@@ -226,8 +226,11 @@ def _prompts(prompt: Prompt, engine: Engine) -> list[list[int]]:
     """The tokens of each prompt. An empty text is the beginning of a document, as OpenAI has it."""
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     given: list[Any] = prompt if several else [prompt]  # type: ignore[assignment]
-    begin, encode = [engine.tokenizer.end_of_text], engine.tokenizer.encode
-    return [encode(check_prompt(one, engine)) or begin if isinstance(one, str) else one for one in given]
+    begin, encode = engine.tokenizer.begin, engine.tokenizer.encode
+    prompts = [encode(check_prompt(one, engine)) if isinstance(one, str) else one for one in given]
+    if begin is None and not all(prompts):
+        raise bad("prompt", "must not be empty: this model has no token that begins a text")
+    return [tokens or [begin] for tokens in prompts]
 
 
 def _check_together(asked: CompletionBody, prompts: list[list[int]], engine: Engine) -> None:
@@ -247,7 +250,7 @@ def _check_together(asked: CompletionBody, prompts: list[list[int]], engine: Eng
     if not asked.stream and asked.stream_options != StreamOptions():
         raise bad("stream_options", "only with stream: true")
     for prompt in prompts:
-        if len(prompt) + max(1, asked.max_tokens) > context:
+        if len(prompt) + asked.max_tokens > context:
             named = "prompt" if len(prompt) >= context else "max_tokens"
             told = (
                 f"{named}: the prompt has {len(prompt)} tokens and max_tokens is {asked.max_tokens}; together at most {context}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from codecs import BOM_UTF8
 from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
@@ -47,7 +48,8 @@ def bad(param: str, message: str) -> ApiError:
 
 
 def read_body() -> bytes:
-    """The request's body, with or without a Content-Length. Raises ApiError (400) or RequestEntityTooLarge (413)."""
+    """The request's body, with or without a Content-Length; a byte order mark is none of it. Raises ApiError (400) or
+    RequestEntityTooLarge (413)."""
     most = current_app.config["MAX_CONTENT_LENGTH"]
     if (request.content_length or 0) > most:
         raise RequestEntityTooLarge
@@ -57,10 +59,17 @@ def read_body() -> bytes:
         raise bad("body", f"cannot be read: {error}") from None
     if len(body) > most:
         raise RequestEntityTooLarge
-    return body
+    return body.removeprefix(BOM_UTF8)
 
 
 def register(app: Flask) -> None:
+    @app.before_request
+    def _() -> None:
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            told = f"Content-Encoding: {encoding[:60]} is not understood; send the body as it is"
+            raise ApiError(415, told, "Content-Encoding", "unsupported_content_encoding")
+
     @app.errorhandler(ApiError)
     def _(error: ApiError) -> Response:
         return _answer(error.status, error.message, error.param, error.code)
@@ -103,6 +112,8 @@ def _answer(status: int, message: str, param: str | None, code: str | None) -> R
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 415:
+        response.headers["Accept-Encoding"] = "identity"
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

@@ -66,7 +66,8 @@ class Scheduler:
             raise Refused("invalid_request", "a request needs at least one prompt token and one token to generate")
         if req.id in self._requests:
             raise Refused("duplicate_id", f"request {req.id} is already under way")
-        if len(req.tokens) + req.max_tokens > self.limits.max_context:
+        alone = req.max_tokens == 1  # then the prompt may fill it: the token that is drawn takes no column
+        if len(req.tokens) + req.max_tokens - alone > self.limits.max_context:
             raise Refused(
                 "context_length_exceeded",
                 f"the prompt has {len(req.tokens)} tokens and num_tokens asks for {req.max_tokens} more: together they may "

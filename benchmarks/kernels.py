@@ -153,7 +153,7 @@ def main() -> None:
             rows += measure(Inputs(batch, context, dtype, device), copy)
     print_table(rows)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
+        with args.csv.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([field.name for field in fields(Measured)])
             writer.writerows([getattr(row, field.name) for field in fields(Measured)] for row in rows)

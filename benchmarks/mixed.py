@@ -229,7 +229,7 @@ deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_
 
 
 def write_csv(runs: Sequence[Run], slo_s: float, path: Path) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [name for name, _, _ in COLUMNS])
         writer.writeheader()
         writer.writerows(run.row(slo_s) for run in runs)

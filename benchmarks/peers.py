@@ -87,7 +87,7 @@ def measure(row: Row, setup: Setup, run: str) -> None:
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["contender", "dtype", "workload", "run", "tokens", "seconds", "tokens_per_s", "note"])
         for row in rows:

@@ -243,7 +243,7 @@ def print_tables(loaded: Loaded, bandwidth: float, products: Products, points: l
 
 
 def write_csv(points: list[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, asdict(points[0]))
         writer.writeheader()
         writer.writerows(asdict(point) for point in points)

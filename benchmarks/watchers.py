@@ -94,7 +94,7 @@ def application() -> Flask:
 def others(batching: int | None) -> float:
     """Processor seconds of all threads of this process but the batching thread."""
     folders = [path for path in Path("/proc/self/task").iterdir() if path.name != str(batching)]
-    return sum(int((path / "schedstat").read_text().split()[0]) for path in folders) / 1e9
+    return sum(int((path / "schedstat").read_text(encoding="utf-8").split()[0]) for path in folders) / 1e9
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ class ResultsError(ValueError):
 def read_results(path: Path) -> tuple[str, Stream]:
     """What they are about, and the plan with its runs. Raises ResultsError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         runs = [_run(mode) for mode in value["modes"]]
         requests = {answer.request.index: answer.request for run in runs for answer in run.answers}
         plan = Plan(tuple(requests[index] for index in sorted(requests)), made=str(value["plan"]))

@@ -102,7 +102,7 @@ class Workload:
     bins: int = 20
     users: int | None = None
     trace: tuple[TraceRow, ...] = ()
-    rows_left_out: int = 0  # of the trace
+    rows_left_out: int = 0  # of the trace, among those
     speed: float = 1.0
     prompt_lengths: Shape | None = None
     output_lengths: Shape | tuple[int, ...] | None = None
@@ -114,8 +114,6 @@ class Workload:
 def make_plan(workload: Workload) -> Plan:
     """Draw it. Exactly ``deferred_share`` of the requests, rounded half up, are deferred; ``descend`` gives the output lengths
     of ``random``, longest first. Raises ValueError where a parameter will not do."""
-    if workload.trace:
-        workload = replace(workload, trace=workload.trace[: workload.count], count=min(workload.count, len(workload.trace)))
     count, seed = workload.count, workload.seed
     times = _times(workload)
     outputs = _outputs(workload)
@@ -127,7 +125,10 @@ def make_plan(workload: Workload) -> Plan:
     cut = sum(pair != before for pair, before in zip(pairs, zip(prompts, outputs, strict=True), strict=True))
     notes = [f"{cut} of {count} requests were cut to fit a context of {workload.context} tokens"] if cut else []
     if workload.rows_left_out:
-        notes.append(f"{workload.rows_left_out} rows of the trace without a prompt or an output were left out")
+        rows = count + workload.rows_left_out
+        notes.append(f"{workload.rows_left_out} of {rows} rows of the trace were left out: they have no prompt or no output")
+    if workload.trace:
+        notes.append(f"sending takes {_span(times[-1])} in each mode")
 
     prompt_draw, seed_draw = _stream(seed, "prompt"), _stream(seed, "seed")
     share = math.floor(workload.deferred_share * count + 0.5)
@@ -145,6 +146,11 @@ def make_plan(workload: Workload) -> Plan:
         for index, (prompt, output) in enumerate(pairs)
     )
     return Plan(requests, workload.users, _in_words(workload), tuple(notes))
+
+
+def _span(seconds: float) -> str:
+    """As one says it: 45 s, 12 min, 3.5 h."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _stream(seed: int, name: str) -> random.Random:
@@ -193,7 +199,7 @@ def _in_words(workload: Workload) -> str:
     if workload.users:
         times = f"closed loop with {workload.users} users"
     elif workload.trace:
-        times = "times of a trace" + (f", {workload.speed:g} times as fast" if workload.speed != 1 else "")
+        times = "times of a trace" + (f", {workload.speed:.4g} times as fast" if workload.speed != 1 else "")
     elif workload.arrivals:
         times = f"arrivals {workload.arrivals} within {round(workload.duration_s, 2):g} s"
     else:
@@ -223,7 +229,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """A plan that was written, or made by other means. Raises PlanError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ its model, is checked when its turn comes: a bad one costs its own line only. Mu
 
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator
 from itertools import count
 from typing import Any, BinaryIO
@@ -57,8 +58,10 @@ def check(
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
-    """Number, offset and bytes of each line, without its line feed; None for the bytes of one that is too long."""
-    offset = 0
+    """Number, offset and bytes of each line, without its line feed; None for the bytes of one that is too long. A byte order
+    mark before the first is none of it."""
+    offset = len(BOM_UTF8) if stream.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+    stream.seek(offset)
     for number in count(1):
         raw = stream.readline(MAX_LINE_BYTES + 1)
         if not raw:

@@ -45,13 +45,13 @@ def free_memory(device: torch.device) -> int:
     """Bytes that could be taken now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _cpu_flags() -> set[str]:
-    with open("/proc/cpuinfo") as file:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
         return next((set(line.split(":", 1)[1].split()) for line in file if line.startswith("flags")), set())
 
 

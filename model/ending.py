@@ -31,10 +31,10 @@ class Ending:
         self._stops = [stop.encode() for stop in stops]
         self._window = max(map(len, self._stops), default=0)  # tokens: each is at least one byte
         self._stop_tokens = frozenset(stop_token_ids)
-        self._ends = self._stop_tokens | ({tokenizer.end_of_text} if end_of_text else frozenset())
+        self._ends = self._stop_tokens | (tokenizer.ends if end_of_text else frozenset())
         self._min_tokens = min_tokens
         self._include_stop = include_stop
-        self._hidden = tokenizer.end_of_text if skip_special_tokens else None
+        self._hidden = tokenizer.ends if skip_special_tokens else frozenset()
 
     def __call__(self, req: Request) -> bool:
         """Whether the last generated token ends the text; looks no further back than a stop could begin."""
@@ -43,12 +43,12 @@ class Ending:
             return False
         if req.tokens[-1] in self._ends:
             return True
-        looked_at = generated if self._hidden is not None else min(generated, self._window)
+        looked_at = generated if self._hidden else min(generated, self._window)
         return bool(self._stops) and self._find_stop(req.tokens[-looked_at:]) is not None
 
     def shown(self, tokens: Sequence[int]) -> bytes:
         """The bytes of tokens, as a text shows them."""
-        return self._tokenizer.bytes_of([token for token in tokens if token != self._hidden])
+        return self._tokenizer.bytes_of([token for token in tokens if token not in self._hidden])
 
     def said(self, output: Sequence[int], finish_reason: str | None) -> bytes:
         """What of the generated tokens is the text: without the stop that ended it."""
@@ -77,15 +77,18 @@ class Ending:
 
 
 class TextStream:
-    """The text of a growing output in pieces: never a byte that a stop could take back, never half a character."""
+    """The text of a growing output in pieces, `before` it what it continues: never a byte that a stop could take back, never
+    half a character."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, before: bytes = b"") -> None:
         self._ending = ending
+        self._before = before
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._sent = 0
 
     def piece(self, output: Sequence[int], finish_reason: str | None) -> str:
         """What has become certain since the last call; all of it once there is a `finish_reason`."""
         data = self._ending.said(output, finish_reason) if finish_reason else self._ending.certain(output)
-        new, self._sent = data[self._sent :], max(self._sent, len(data))
+        new, self._sent = self._before + data[self._sent :], max(self._sent, len(data))
+        self._before = b""
         return self._decoder.decode(new)

@@ -107,7 +107,7 @@ class Logged:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of `./server.sh MODE --input-log FILE`. Raises LogError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
         raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     records = []

@@ -130,7 +130,7 @@ class _Entry(NamedTuple):
 def read_plan(path: Path, encode: Encode | None = None) -> Plan:
     """A plan.json of the client. Prompts are encoded by `encode`, or else counted in words. Raises PlanError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

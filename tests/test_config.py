@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import config
 from batching.policies import POLICIES
 from config import MODELS, PREFIX, SettingError, Settings, parse, read
 from model.checkpoint import CONFIGS
@@ -91,7 +92,6 @@ def test_a_truth_value_in_the_environment_is_checked() -> None:
         (["static", "--policy-arg", "batch_timeout_ms=-1"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["static", "--policy-arg", "batch_timeout_ms=nan"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["dynamic", "--token-budget", "16", "--max-batch-size", "32"], "--token-budget: must be at least"),
-        (["dynamic", "--model", "demo", "--weights", "/some/folder"], "--weights: demo"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
@@ -239,6 +239,12 @@ def test_a_relative_path_begins_where_the_server_was_called_and_in_dotenv_beside
     assert (by_variable.data_dir, by_variable.weights) == (str(tmp_path / "here"), str(ROOT / "there"))
     usual = parse(["dynamic", "--weights", "random"], {}, {})
     assert (usual.data_dir, usual.weights, usual.input_log) == ("data", "random", "")
+
+
+def test_a_byte_order_mark_hides_no_line_of_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_bytes("\ufeffBATCHLAB_API_KEY=secret\r\n".encode())
+    monkeypatch.setattr(config, "HERE", tmp_path)
+    assert config.load_dotenv() == {"BATCHLAB_API_KEY": "secret"}
 
 
 def test_a_folder_that_is_not_there_is_named_as_the_caller_meant_it(tmp_path: Path) -> None:

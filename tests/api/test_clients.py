@@ -167,7 +167,7 @@ def test_a_stop_string_is_kept_where_it_is_asked_for(server: Server, stream: boo
 
 
 def test_special_tokens_are_shown_or_left_out_as_asked_for(server: Server) -> None:
-    end = server.loop.engine.tokenizer.end_of_text  # type: ignore[union-attr]
+    (end,) = server.loop.engine.tokenizer.ends  # type: ignore[union-attr]
     asked = {"logit_bias": {str(end): 100}, "max_tokens": 3, "ignore_eos": True, "logprobs": 1}
     assert texts(post(server, **asked)) == ["<|endoftext|>" * 3]
     hidden = post(server, **asked, skip_special_tokens=True).get_json()

@@ -285,7 +285,7 @@ def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does(stub: Stub
 def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> None:
     made = ["--arrivals", "high", "--duration", "0.2", "--numsamples", "12", "--deferred", "0.5", "--numtokens_range", "2", "7"]
     assert main([*made, "--plan-only", "--out", str(tmp_path)]) == 0
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     wanted = sorted((r["seed"], r["prompt"], r["num_tokens"], r["priority"]) for r in plan["requests"])
     flags = [
         "--url",
@@ -300,7 +300,7 @@ def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> N
     assert main(flags) == 0
     for mode in ("static", "mixed"):
         assert sorted((b["seed"], b["prompt"], b["num_tokens"], b["priority"]) for b in stub.bodies[mode]) == wanted
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["requests"] == plan["requests"]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["requests"] == plan["requests"]
 
 
 def step(id: int, cells: str, **more: Any) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def test_results_that_were_written_are_shown_again_without_a_server(stub: Stub, 
         assert other["answers"] == [about(answer) for answer in one["answers"]]
         assert other["steps"] == one["steps"]
         assert other["groups"]["all"]["errors"] == one["groups"]["all"]["errors"] == {}
-    assert (again / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (again / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 6
 
 
 def as_the_simulator_writes_them(out: Path, **changes: Any) -> Path:
@@ -361,7 +361,7 @@ def test_the_page_of_a_simulated_run_says_nothing_of_a_server(stub: Stub, tmp_pa
     path = as_the_simulator_writes_them(tmp_path)
     capsys.readouterr()
     assert main(["--results", str(path), "--report", str(tmp_path / "page"), "--goodput", "ttft:5"]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     for text in (page, capsys.readouterr().out):
         assert "virtual" in text
         assert not re.search(r"server's|: sent |planned send|seen from here|not recorded", text)
@@ -382,7 +382,7 @@ def test_the_page_of_several_simulated_engines_says_why_it_has_no_timeline(stub:
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     path = as_the_simulator_writes_them(tmp_path, steps=None, slots=0)
     assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "several engines in virtual time" in page
     assert "GET /steps" not in page
 
@@ -392,7 +392,7 @@ def test_the_page_says_from_when_on_a_long_simulated_runs_steps_are_recorded(stu
     steps = [step(id, "d") | {"end_s": id / 10} for id in (41, 42)]
     path = as_the_simulator_writes_them(tmp_path, steps=steps, slots=4)
     assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "They begin at: static 4.0 s, mixed 4.0 s." in page
 
 
@@ -442,7 +442,10 @@ def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: 
     assert main(flags) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3 * 5
-    plans = [json.loads((tmp_path / name / "plan.json").read_text())["requests"] for name in ("low", "medium", "high")]
+    plans = [
+        json.loads((tmp_path / name / "plan.json").read_text(encoding="utf-8"))["requests"]
+        for name in ("low", "medium", "high")
+    ]
     assert len({json.dumps(plan) for plan in plans}) == 3
     assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]
     assert len(stub.bodies["static"]) == 18

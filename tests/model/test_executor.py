@@ -25,7 +25,7 @@ from model.cuda_graphs import buckets
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
-from model.tokenizer import load_demo_tokenizer
+from model.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -53,7 +53,7 @@ def demo() -> GPT:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    encoded = [load_demo_tokenizer(DEMO).encode(text) for text in TEXTS]
+    encoded = [load_tokenizer(DEMO).encode(text) for text in TEXTS]
     assert len({len(prompt) for prompt in encoded}) > 2, "lengths differ"
     return encoded
 

@@ -18,7 +18,7 @@ def test_several_policies_are_compared_on_one_plan(tmp_path: Path, capsys):
     said = capsys.readouterr().out
     assert "roofline of gpt2" in said
     assert "40 requests, 50% deferred; 50 a second" in said
-    written = json.loads((tmp_path / "report" / "results.json").read_text())
+    written = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
     assert [mode["mode"] for mode in written["modes"]] == ["nobatch", "static", "dynamic"]
     plans = [[(a["planned_s"], a["prompt_tokens"], a["output_tokens"]) for a in mode["answers"]] for mode in written["modes"]]
     assert plans[0] == plans[1] == plans[2] != []
@@ -96,10 +96,10 @@ def test_the_client_makes_its_page_of_what_was_simulated(tmp_path: Path):
     command = [sys.executable, str(CLIENT), "--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "page")]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert "roofline of gpt2" in said
-    assert (tmp_path / "page" / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 6
     assert (tmp_path / "page" / "slots.png").exists()
-    simulated = json.loads((tmp_path / "results.json").read_text())["modes"]
-    shown = json.loads((tmp_path / "page" / "results.json").read_text())["modes"]
+    simulated = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["modes"]
+    shown = json.loads((tmp_path / "page" / "results.json").read_text(encoding="utf-8"))["modes"]
     for one, other in zip(simulated, shown, strict=True):
         for group, figures in one["groups"].items():
             for name, value in figures.items():

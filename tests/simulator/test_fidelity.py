@@ -229,6 +229,8 @@ def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_no
     path = tmp_path / "run.jsonl"
     path.write_text("\n".join(lines)[:-9])
     assert len(read_log(path)) == len(lines) - 1
+    path.write_bytes(("\ufeff" + "\r\n".join([*lines, '{"a": "one\u2028two"}', ""])).encode())
+    assert len(read_log(path)) == len(lines) + 1
     path.write_text("\n".join([lines[0], "{", *lines[1:]]))
     with pytest.raises(LogError, match="line 2: is not JSON"):
         read_log(path)

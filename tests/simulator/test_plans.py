@@ -31,7 +31,7 @@ def test_a_plan_that_the_client_wrote_is_read_as_it_is(tmp_path: Path):
         tmp_path, "--arrivals", "high", "--numsamples", "40", "--deferred", "0.25",
         "--prompt-lengths", "uniform:low=5,high=90", "--output-lengths", "uniform:low=2,high=30",
     )  # fmt: skip
-    written = json.loads(path.read_text())
+    written = json.loads(path.read_text(encoding="utf-8"))
     plan = read_plan(path)
     requests = list(plan.draw())
     assert plan.users is None
