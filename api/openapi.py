@@ -35,6 +35,7 @@ MEANINGS = {
     404: "there is none such",
     409: "not in its present state",
     413: "the body is too large: `message` says how large it may be",
+    415: "the body has a Content-Encoding",
     429: "too many at once; Retry-After says when to come again",
     499: "cancelled, since the client hung up",
     500: "a step or a policy failed; the server goes on",
@@ -192,6 +193,8 @@ def _operation(route: Route, endpoint: str, method: str, names: list[str]) -> di
         errors.add(403)
     if route.body:
         errors |= {400, 413}
+    if route.body or route.form:
+        errors.add(415)
     parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     for place, found in (("query", route.query), ("header", route.headers)):
         parameters += [{"name": name, "in": place, "schema": schema} for name, schema in found.items()]

@@ -319,4 +319,4 @@ def test_a_least_length_forbids_every_token_that_ends_a_text(engine: Any) -> Non
     """A model may have several."""
     two = engine._replace(tokenizer=replace(engine.tokenizer, ends=frozenset([7, 2559])))
     sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].request.sampling
-    assert set(sampling.not_yet) == {7, 2559}
+    assert set(sampling.stop_token_ids) == {7, 2559}
