@@ -58,8 +58,8 @@ class Completion:
     tier: str | None
     stream: bool
     include_usage: bool
-    usage_in_every_chunk: bool
     num_prompts: int
+    usage_in_every_chunk: bool = False
 
     @property
     def requests(self) -> list[Request]:
