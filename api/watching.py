@@ -18,7 +18,7 @@ from flask.sansio.blueprints import BlueprintSetupState
 from api.errors import ApiError, bad
 from api.waiting import HANG_UP_CHECK_S, hung_up
 from batching.loop import BatchingLoop, Unavailable
-from batching.step_log import KEPT, StepLog
+from batching.step_log import KEPT, SCHEMA, StepLog
 from config import MAX_VIEWERS
 
 EVENTS_PER_S, EVENTS_PER_S_IN_ALL = 10, 50
@@ -66,7 +66,7 @@ def steps() -> Response:
     engine, log = _loop().ready_engine(), _loop().steps
     after, limit = _whole("after", 0, MAX_ID), _whole("limit", KEPT, KEPT)
     _, records = log.read(after, limit)
-    head = json.dumps({"slots": log.slots, "limits": asdict(engine.limits), "last": log.last})
+    head = json.dumps({"schema": SCHEMA, "slots": log.slots, "limits": asdict(engine.limits), "last": log.last})
     return Response(f'{head[:-1]}, "steps": [{",".join(records)}]}}\n', mimetype="application/json")
 
 

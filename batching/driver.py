@@ -19,6 +19,7 @@ from batching.step_log import StepLog
 from batching.step_time import Probe
 
 Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
+LOG_SCHEMA = 1  # in the first record; raised when a log of before cannot be replayed any more
 
 
 class Driver:
@@ -46,7 +47,7 @@ class Driver:
         self._on_plan = on_plan
         self._under_way = 0
         self.last_failure: str | None = None  # what the last deposed policy did
-        self._write("start", **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
+        self._write("start", schema=LOG_SCHEMA, **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
 
     def learn(self, probe: Probe) -> None:
         """A step that was measured before the first request came."""

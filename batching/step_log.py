@@ -15,6 +15,7 @@ from batching.plan import Plan
 from batching.request import Priority, Request
 from batching.step import Row, Step, StepResult
 
+SCHEMA = 1  # of a record; raised when a field changes its meaning or goes, not when one joins
 KEPT = 10_000  # records; the newest
 MAX_REASONS = 20  # in a record, of a policy that gives one for each request that waits
 SHOWN_ID = 64  # characters

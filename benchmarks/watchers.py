@@ -27,6 +27,7 @@ from batching.policy import Limits
 from batching.request import Request
 from batching.step import Step, StepResult
 from batching.step_log import StepLog
+from benchmarks.program import arguments
 
 SETTLE_S, MEASURE_S = 1.5, 8.0
 
@@ -98,7 +99,7 @@ def others(batching: int | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--steps-per-s", type=float, default=50)
     parser.add_argument("--viewers", default="0,1,8,64", help="numbers of them, separated by commas")

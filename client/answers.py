@@ -6,11 +6,13 @@ It must not know of HTTP, or of what is made of the figures. Times are seconds f
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from workload import Plan, PlannedRequest
+from client.shared.figures import middle_one
+from client.shared.plan import Plan, PlannedRequest
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class ModeRun:
     params: dict[str, Any] | None = None
     before: dict[str, Any] = field(default_factory=dict)
     instances: list[str] = field(default_factory=list)
+    repeat: int = 1  # its number
+    repeats: list[ModeRun] = field(
+        default_factory=list
+    )  # all runs of this mode, where there are several and this stands for them
 
     @property
     def last_s(self) -> float:
@@ -107,6 +113,27 @@ class ModeRun:
         """``all``, and the priorities where there are both."""
         there = sorted({answer.request.priority for answer in self.answers}, reverse=True)
         return ["all", *there] if "deferred" in there else ["all"]
+
+
+def each_of(runs: Iterable[ModeRun]) -> list[ModeRun]:
+    """All runs, the repeats among them."""
+    return [one for run in runs for one in (run.repeats or [run])]
+
+
+def one_of_each_mode(runs: Iterable[ModeRun]) -> list[ModeRun]:
+    """A run for each mode, in the order of the modes; of repeats those of one repeat, which know the others."""
+    by_mode: dict[str, list[ModeRun]] = {}
+    for run in runs:
+        by_mode.setdefault(run.mode, []).append(run)
+    number = middle_one(next(iter(by_mode.values())), _throughput).repeat if by_mode else 1
+    chosen = [next((run for run in same if run.repeat == number), same[-1]) for same in by_mode.values()]
+    for run, same in zip(chosen, by_mode.values(), strict=True):
+        run.repeats = same if len(same) > 1 else []
+    return chosen
+
+
+def _throughput(run: ModeRun) -> float:
+    return sum(answer.tokens for answer in run.answers if not answer.error) / (run.wall_s or 1.0)
 
 
 @dataclass

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from arrivals import read_arrivals
 from dotenv import dotenv_values
-from lengths import read_lengths
-from metrics import LIMITS
-from traces import TraceError, TraceRow, read_trace, window
-from workload import SELECTIONS, Workload
+
+from client.arrivals import read_arrivals
+from client.lengths import read_lengths
+from client.metrics import LIMITS
+from client.traces import TraceError, TraceRow, read_trace, window
+from client.workload import SELECTIONS, Workload
 
 PORT = 8500
 COUNT = 100
@@ -37,6 +38,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.prompt is not None and args.numtokens is None:
         parser.error("--prompt needs --numtokens N: how many tokens to generate")
+    if args.results and not (args.report or args.perfetto):
+        parser.error("--results needs --report DIR or --perfetto FILE: what to make of them")
     if args.prompt is None and args.numtokens is not None:
         parser.error("--numtokens goes with --prompt; for a run of many requests use --numtokens_range")
     if args.prompt is not None and (args.modes or args.deferred):
@@ -105,7 +108,11 @@ WORKLOAD_FLAGS = (
     "--context", "--seed",
 )  # fmt: skip
 APART = (
-    ("--results", (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--stream", "--url"), "nothing is sent"),
+    (
+        "--results",
+        (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--repeat", "--stream", "--url"),
+        "nothing is sent",
+    ),
     ("--plan", WORKLOAD_FLAGS, "the plan says it all"),
     (
         "--users",
@@ -116,7 +123,12 @@ APART = (
     ("--arrivals", ("--wait",), "the arrivals say when"),
     ("--rate", ("--duration", "--speed"), "one follows from the other"),
     ("--output-lengths", ("--numtokens_range",), "both say how long outputs are"),
-    ("--prompt", ("--plan", "--plan-only", "--report", "--goodput", "--stream"), "it sends a single request"),
+    (
+        "--prompt",
+        ("--plan", "--plan-only", "--report", "--perfetto", "--goodput", "--repeat", "--stream"),
+        "it sends a single request",
+    ),
+    ("--plan-only", ("--perfetto", "--repeat"), "nothing is sent"),
 )
 NEEDED = {
     "--results": ("--report",),
@@ -192,11 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_int, default=0, metavar="N", help="of everything drawn (default 0)")
     add("--plan", type=Path, metavar="FILE", help="send the requests of a plan.json instead")
     add("--plan-only", action="store_true", help="write plan.json and plan.png, and send nothing")
-    add("--results", type=Path, metavar="FILE", help="send nothing: the page of a results.json, also of the simulator's")
+    add("--results", type=Path, metavar="FILE", help="send nothing: show a results.json again, also the simulator's")
     add("--prompt", metavar="TEXT", help="send this one request and print its completion; needs --numtokens")
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument
     add("--modes", type=_modes, metavar="A,B", help="modes to compare, with commas (default: the one the server is in)")
+    add("--repeat", type=_count, default=1, metavar="N", help="fire the plan N times in each mode, in turn (default 1)")
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -220,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for results.csv, plan.json and latency.png, overwritten",
     )
     add("--report", type=Path, metavar="DIR", help="write report.html, its pictures and all figures to DIR instead")
+    add("--perfetto", type=Path, metavar="FILE", help="write steps, sequence slots and requests as a trace for ui.perfetto.dev")
     add("--url", metavar="URL", help=f"the server (default http://IP:{PORT})")
     return parser
 

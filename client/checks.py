@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from answers import ModeRun
-from metrics import number
+from client.answers import ModeRun
+from client.metrics import number
 
 MARK = " !"  # behind the name of a mode whose figures are not what the name says
 

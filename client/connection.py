@@ -14,9 +14,10 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import aiohttp
-from answers import Answer
-from metrics import number
-from workload import PlannedRequest
+
+from client.answers import Answer
+from client.metrics import number
+from client.shared.plan import PlannedRequest
 
 CONNECT_S = 10.0
 PROBE_S = 5.0

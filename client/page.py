@@ -9,10 +9,12 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from answers import ModeRun, Stream
-from checks import doubts, label
-from metrics import APART, beside_the_server, summary
-from tables import (
+from client.answers import ModeRun, Stream
+from client.checks import doubts, label
+from client.metrics import APART, beside_the_server, summary
+from client.shared.figures import REPEATS_SAID
+from client.shared.tables import show
+from client.tables import (
     LEGEND,
     MARKED,
     SIMULATED_LEGEND,
@@ -22,25 +24,30 @@ from tables import (
     lag_lines,
     limits_said,
     overview,
-    show,
+    repeats,
     simulated,
     times,
     warnings,
 )
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto;
+:root { color-scheme: light dark; --ground: #fff; --ink: #16191d; --soft: #4a5158; --grid: #cfd5da; --warn: #fdf1e7;
+        --apart: #a63c00 }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #111417; --ink: #eef1f4; --soft: #b3bcc4; --grid: #3a434b; --warn: #33220f; --apart: #ff9c6b } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 76rem; margin: 2rem auto;
        padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: 0.2rem } h2 { margin: 3rem 0 0.2rem; border-top: 3px solid #333; padding-top: 0.6rem }
+h1 { font-size: 1.7rem; margin-bottom: 0.2rem }
+h2 { margin: 3rem 0 0.2rem; border-top: 3px solid var(--ink); padding-top: 0.6rem }
 h3 { font-size: 1.15rem; margin: 2.2rem 0 0.4rem }
 .scroll { overflow-x: auto } img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; white-space: nowrap }
-td, th { padding: 0.15rem 0.55rem; text-align: right; border-bottom: 1px solid #ddd }
+td, th { padding: 0.15rem 0.55rem; text-align: right; border-bottom: 1px solid var(--grid) }
 td:first-child, th:first-child { text-align: left; white-space: pre }
 th { border-bottom: none; font-weight: 600 }
-tr.head:last-of-type th { border-bottom: 2px solid #333 }
-.warning { border-left: 4px solid #d55e00; background: #fdf1e7; padding: 0.5rem 0.8rem }
-.apart { font-weight: 700; color: #a63c00 } .quiet { color: #555; font-size: 0.9rem } pre { white-space: pre-wrap }
+tr.head:last-of-type th { border-bottom: 2px solid var(--ink) }
+.warning { border-left: 4px solid #d55e00; background: var(--warn); padding: 0.5rem 0.8rem }
+.apart { font-weight: 700; color: var(--apart) } .quiet { color: var(--soft); font-size: 0.9rem } pre { white-space: pre-wrap }
 """
 
 
@@ -63,14 +70,20 @@ def page(streams: Sequence[Stream], about: str, told: Sequence[str], sections: S
     )
 
 
-def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[str, bytes]]) -> str:
+def _png(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[str, bytes, bytes]]) -> str:
     """All of one plan."""
     runs, plan = stream.runs, stream.plan
     modes = ", ".join(run.mode for run in runs)
     images = [
-        f'<h3>{escape(title)}</h3>\n<img alt="{escape(title)}, for the modes {escape(modes)}; the figures are in the tables" '
-        f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for title, data in shown
+        f"<h3>{escape(title)}</h3>\n"
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_png(dark)}">'
+        f'<img alt="{escape(title)}, for the modes {escape(modes)}; the figures are in the tables" '
+        f'src="{_png(light)}"></picture>'
+        for title, light, dark in shown
     ]
     parts = [
         f"<h2>{escape(stream.name)}: {escape(_headline(runs))}</h2>" if stream.name else "",
@@ -80,6 +93,7 @@ def section(stream: Stream, limits: Mapping[str, float], shown: Sequence[tuple[s
         *([f"<p class=quiet>{escape(MARKED)}</p>"] if any(doubts(run) for run in runs) else []),
         f"<p class=quiet>{escape(SIMULATED_LEGEND if simulated(runs) else LEGEND)}</p>",
         *(f"<p class=quiet>{escape(line)}</p>" for line in _unrecorded(runs)),
+        *([_html(repeats(runs), 2), f"<p class=quiet>{escape(REPEATS_SAID)}</p>"] if any(run.repeats for run in runs) else []),
         *images,
         "<h3>All times, in seconds</h3>",
         _html(times(runs, limits), 2, bold=True),

@@ -6,46 +6,41 @@ metrics.py's; how they are drawn, plots.py's; how they are told, tables.py's and
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from answers import Answer, ModeRun, Stream
-from checks import answered_modes, doubts
-from metrics import beside_the_server, lag, summary
-from page import page, section
-from tables import simulated
+from client.answers import Answer, ModeRun, Stream, each_of
+from client.checks import answered_modes, doubts
+from client.metrics import beside_the_server, lag, summary
+from client.page import page, section
+from client.shared import schema
+from client.shared.tables import write_csv
+from client.tables import simulated
 
 
 def write_results(folder: Path, runs: Sequence[ModeRun]) -> str:
     """results.csv and latency.png; a line that says so. Raises OSError."""
-    from plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
+    from client.plots import draw_latency  # matplotlib takes a second, which --help and a refused argument should not
 
-    _write_csv(folder / "results.csv", runs)
+    write_csv(folder / "results.csv", (_csv_row(run, answer) for run in each_of(runs) for answer in _in_order(run)))
     draw_latency(folder / "latency.png", runs)
     return f"every request: {folder / 'results.csv'}\nplot: {folder / 'latency.png'}"
 
 
-def _write_csv(path: Path, runs: Sequence[ModeRun]) -> None:
-    """One row per request and mode, in the order of the plan; times in seconds, an unknown one left empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer: csv.DictWriter[str] | None = None
-        for run in runs:
-            for answer in sorted(run.answers, key=lambda answer: answer.request.index):
-                row = _csv_row(run.mode, answer)
-                if writer is None:
-                    writer = csv.DictWriter(file, fieldnames=list(row))
-                    writer.writeheader()
-                writer.writerow(row)
+def _in_order(run: ModeRun) -> list[Answer]:
+    """Its answers in the order of the plan."""
+    return sorted(run.answers, key=lambda answer: answer.request.index)
 
 
-def _csv_row(mode: str, answer: Answer) -> dict[str, object]:
+def _csv_row(run: ModeRun, answer: Answer) -> dict[str, object]:
+    """Times in seconds, an unknown one left empty."""
     request = answer.request
     good = not answer.error
     return {
-        "mode": mode,
+        "mode": run.mode,
+        "repeat": run.repeat,
         "request": request.index,
         "priority": request.priority,
         "requested_tokens": request.num_tokens,
@@ -97,9 +92,10 @@ def write_report(folder: Path, streams: Sequence[Stream], limits: dict[str, floa
     return f"report: {folder / 'report.html'}"
 
 
-def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes]]:
-    """Each picture's title and bytes."""
-    from plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
+def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[str, bytes, bytes]]:
+    """Each chart's title and bytes, for light and for dark pages."""
+    from client.plots import draw_cdfs, draw_plan, draw_queue, draw_slots, draw_throughput
+    from client.shared.style import DARK
 
     runs, plan = stream.runs, stream.plan
     draw_throughput(folder / "throughput.png", runs, limits)
@@ -118,17 +114,20 @@ def _draw(folder: Path, stream: Stream, limits: dict[str, float]) -> list[tuple[
         draw_slots(folder / "slots.png", runs)
     else:
         del titles["slots"]
-    return [(title, (folder / f"{name}.png").read_bytes()) for name, title in titles.items()]
+    files = {name: folder / f"{name}.png" for name in titles}
+    return [(titles[name], file.read_bytes(), DARK.file(file).read_bytes()) for name, file in files.items()]
 
 
 def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[str, Any]:
     return {
+        "schema": schema.RESULTS,
         "about": about,
         "plan": stream.plan.made,
         "goodput_limits_s": limits,
         "modes": [
             {
                 "mode": run.mode,
+                "repeat": run.repeat,
                 "params": run.params,
                 "doubts": doubts(run),
                 "answered_modes": answered_modes(run),
@@ -141,12 +140,12 @@ def _everything(stream: Stream, limits: dict[str, float], about: str) -> dict[st
                 "server_stats_before": run.before,
                 "server_stats": run.stats,
                 "answers": [
-                    _csv_row(run.mode, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
-                    for answer in sorted(run.answers, key=lambda answer: answer.request.index)
+                    _csv_row(run, answer) | {"piece_times_s": [round(t, 6) for t in answer.piece_times]}
+                    for answer in _in_order(run)
                 ],
                 "slots": run.slots,
                 "steps": run.steps,
             }
-            for run in stream.runs
+            for run in each_of(stream.runs)
         ],
     }

@@ -6,12 +6,14 @@ null. What the figures mean is metrics.py's and docs/glossary.md's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
-from answers import ModeRun
-from checks import MARK, doubts, label
-from metrics import APART, LATE_S, LATENCIES, STATISTICS, Figure, beside_the_server, lag, number, summary
+from client.answers import ModeRun, each_of
+from client.checks import MARK, doubts, label
+from client.metrics import APART, LATE_S, Figure, beside_the_server, lag, number, summary
+from client.shared import figures
+from client.shared.figures import LATENCIES, REPEATS_SAID, STATISTICS
+from client.shared.tables import show, text
 
 Grid = list[list[str]]
 
@@ -58,9 +60,11 @@ def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
     virtual = simulated(runs)
     legend, streamed = (SIMULATED_LEGEND, SIMULATED_STREAMED) if virtual else (LEGEND, STREAMED)
     marked = [MARKED] if any(doubts(run) for run in runs) else []
-    parts = [_text(overview(runs), 2, left={0, len(HEADERS) - 1}), *marked, legend, *_error_notes(runs)]
+    parts = [text(overview(runs), 2, left={0, len(HEADERS) - 1}), *marked, legend, *_error_notes(runs)]
+    if any(run.repeats for run in runs):
+        parts += ["", text(repeats(runs), 2), REPEATS_SAID]
     if limits or any(answer.piece_times for run in runs for answer in run.answers):
-        parts += ["", _text(times(runs, limits), 2, left={0}), streamed]
+        parts += ["", text(times(runs, limits), 2, left={0}), streamed]
         if limits:
             since = "arrival" if virtual else "planned send"
             parts.append(f"Goodput: requests a second with {limits_said(limits)}, all of it from the {since}.")
@@ -71,7 +75,7 @@ def table(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> str:
 
 def warnings(runs: Sequence[ModeRun]) -> list[str]:
     """What makes the runs' figures doubtful: that they are not what the mode's name says, and requests sent late."""
-    wrong = [f"{run.mode}: {doubt}" for run in runs for doubt in doubts(run)]
+    wrong = list(dict.fromkeys(f"{run.mode}: {doubt}" for run in each_of(runs) for doubt in doubts(run)))
     late = {run.mode: p99 for run in runs if (p99 := lag(run)["p99"] or 0.0) > LATE_S}
     if not late:
         return wrong
@@ -127,6 +131,11 @@ def _overview_row(run: ModeRun, group: str) -> list[str]:
     ]
 
 
+def repeats(runs: Sequence[ModeRun]) -> Grid:
+    """A row a mode: the medians of its repeats, and how far these are apart."""
+    return figures.repeats({label(run): [summary(one, "all", {}) for one in run.repeats or [run]] for run in runs})
+
+
 def times(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> Grid:
     """TTFT, TPOT, ITL and E2EL, and goodput where there are limits."""
     names = [("total", "tokens/s"), *([("", "goodput/s")] if limits else [])]
@@ -139,16 +148,6 @@ def times(runs: Sequence[ModeRun], limits: Mapping[str, float]) -> Grid:
             row += [show(found["goodput"], 2)] if limits else []
             grid.append(row + [show(found[name][s], 3) for name in LATENCIES for s in STATISTICS])
     return grid
-
-
-def _text(grid: Grid, heads: int, left: set[int]) -> str:
-    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-    lines = []
-    for row in grid:
-        cells = zip(row, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
-    lines.insert(heads, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(lines)
 
 
 def _error_notes(runs: Sequence[ModeRun]) -> list[str]:
@@ -204,7 +203,3 @@ def _within(found: Mapping[str, Sequence[Figure]]) -> str:
 
 def limits_said(limits: Mapping[str, float]) -> str:
     return ", ".join(f"{LATENCIES[name]} at most {value:g} s" for name, value in limits.items())
-
-
-def show(value: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"

@@ -1,13 +1,13 @@
 """What was in each sequence slot over time, from the server's step records: as numbers, and as a picture of numbers.
 
-It must not know of files, colours' drawing or HTTP. A record's ``cells`` has a character for each slot; see CODES.
+It must not know of files, colours or HTTP. A record's ``cells`` has a character for each slot; see CODES.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,15 @@ COLUMNS = 1600  # of a picture
 SHORT_GAP_S = 0.02  # between two steps: planning, and no idleness of slots worth drawing
 
 
-class Code(NamedTuple):
-    label: str
-    colour: str
-
-
 CODES = (
-    Code("empty slot", "#F4F4F4"),
-    Code("decoding, immediate request", "#0072B2"),
-    Code("decoding, deferred request", "#7CC4EE"),
-    Code("prompt (prefill)", "#222222"),
-    Code("computed again after a preemption", "#CC79A7"),
-    Code("wasted: finished, computes padding", "#E69F00"),
-    Code("holds its slot, gets nothing", "#B8B8B8"),
-    Code("no record", "#FFF4CC"),
+    "empty slot",
+    "decoding, immediate request: the mode's colour",
+    "decoding, deferred request: lighter",
+    "prompt (prefill)",
+    "computed again after a preemption",
+    "wasted: finished, computes padding",
+    "holds its slot, gets nothing",
+    "no record",
 )
 EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE, NO_RECORD = range(len(CODES))
 CELLS = {"d": IMMEDIATE, "p": PREFILL, "r": AGAIN, "x": WASTED, "w": IDLE}

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from batching.policy import Policy
 from batching.step_time import Probe
+from client.shared.figures import LATENCIES, distribution
+from client.shared.tables import text
 from simulator.calibrate import LogError, Logged, make_again, make_steps
 from simulator.plans import Plan
-from simulator.results import LATENCIES, Columns, Results, distribution, grid
+from simulator.results import Columns, Results
 from simulator.simulation import run
 from simulator.step_times import Errors, Linear, Model, Uneven, errors, fit
 from simulator.virtual import StepTimeOf
@@ -95,7 +97,7 @@ class Validation:
             said.append(f"in {self.differ} runs the plans that the input log gives are NOT those that were made")
         elif self.differ == 0:
             said.append("the plans of all real runs, made again from their input logs, are the same step by step")
-        return grid(lines, heads=1) + "\n\n" + "\n".join(said)
+        return text(lines) + "\n\n" + "\n".join(said)
 
     def everything(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from benchmarks.checkpoint import made_once, merges, vocabulary
+from benchmarks.contenders.checkpoint import made_once, merges, vocabulary
 from benchmarks.contenders.contender import Missing, Session, Setup
 from benchmarks.contenders.http_server import HttpServer
 from benchmarks.workload import LENGTHS, Job

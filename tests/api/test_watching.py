@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from batching.step_log import SCHEMA
+from client.shared import schema
+
 from .conftest import PATIENCE_S, Gate, Server
 from .server_process import wait_for
 
@@ -39,6 +42,7 @@ def test_steps_are_listed_oldest_first_with_what_a_reader_needs_to_draw_them(ser
     assert all_steps(server)["steps"] == []
     ask_and_settle(server, 4)
     answer = all_steps(server)
+    assert answer["schema"] == SCHEMA == schema.STEPS, "the client reads what this server writes"
     assert answer["slots"] == answer["limits"]["max_batch_size"] == 8
     assert answer["last"] == 4
     assert [step["id"] for step in answer["steps"]] == [1, 2, 3, 4]

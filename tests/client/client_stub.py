@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from client.shared import schema
+
 MODES = ("nobatch", "static", "dynamic", "mixed")
 
 
@@ -30,6 +32,7 @@ class Stub:
         self.answers = 0
         self.steps: list[dict[str, Any]] | None = None  # records of GET /steps, which come while requests are answered
         self.slots = 4
+        self.steps_schema: int | None = schema.STEPS
         self.first_again = False  # whether GET /steps begins anew each time, as that of a second server may
         self.models = [{"id": "demo"}]
         self.most_at_once = 0
@@ -167,7 +170,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             after, limit = int(query["after"][0]), int(query["limit"][0])
             there = stub.steps if stub.bodies.get(stub.mode) else []
             chosen = [record for record in there if record["id"] > after or stub.first_again][:limit]
-            self._answer(200, {"slots": stub.slots, "limits": {}, "steps": chosen})
+            self._answer(200, {"schema": stub.steps_schema, "slots": stub.slots, "limits": {}, "steps": chosen})
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

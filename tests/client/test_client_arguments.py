@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import arguments
 import pytest
-from arguments import parse_arguments, read_workloads
+
+from client import arguments
+from client.arguments import parse_arguments, read_workloads
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import Answer, ModeRun
-from checks import doubts, label
-from client_stub import Stub
-from workload import PlannedRequest
 
-from client import main
+from client.answers import Answer, ModeRun
+from client.checks import doubts, label
+from client.main import main
+from client.shared.plan import PlannedRequest
+from tests.client.client_stub import Stub
 
 
 def answers(*modes: str, instances: str = "") -> list[Answer]:
@@ -107,7 +107,7 @@ def go(stub: Stub, out: Path, *flags: str) -> None:
 
 
 def saved(folder: Path) -> list[dict[str, Any]]:
-    modes: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["modes"]
+    modes: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["modes"]
     return modes
 
 

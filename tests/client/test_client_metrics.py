@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from answers import Answer, ModeRun
-from metrics import beside_the_server, lag, percentile, summary
-from tables import table, warnings
-from timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
-from workload import PlannedRequest
+
+from client.answers import Answer, ModeRun
+from client.metrics import beside_the_server, lag, summary
+from client.shared.figures import distribution
+from client.shared.plan import PlannedRequest
+from client.tables import table, warnings
+from client.timeline import AGAIN, DEFERRED, EMPTY, IMMEDIATE, NO_RECORD, PREFILL, WASTED, Timeline
 
 
 def planned(index: int, at_s: float, priority: str = "immediate") -> PlannedRequest:
@@ -125,9 +127,9 @@ def test_what_is_said_of_many_modes_is_one_line_that_names_the_worst() -> None:
 
 
 def test_a_percentile_lies_between_its_two_neighbours() -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
-    assert percentile([5.0], 99) == 5.0
-    assert percentile([], 50) is None
+    assert distribution([4.0, 1.0, 3.0, 2.0])["p50"] == 2.5
+    assert distribution([5.0])["p99"] == 5.0
+    assert distribution([])["p50"] is None
 
 
 # ---- the timeline

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_arrivals, read_arrivals
-from distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
 from hypothesis import given
 from hypothesis import strategies as st
-from lengths import WORDS, draw_lengths, fit, read_lengths, words
-from workload import PlanError, Workload, make_plan, read_plan, write_plan
 
-from client import main
+from client.arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_arrivals, read_arrivals
+from client.distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
+from client.lengths import WORDS, draw_lengths, fit, read_lengths, words
+from client.main import main
+from client.shared.plan import PlanError, read_plan, write_plan
+from client.workload import Workload, make_plan
 
 SPANS = {"outer": st.sampled_from(sorted(OUTER)), "inner": st.sampled_from(sorted(INNER))}
 

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-from traces import TraceError, TraceRow, read_trace, window
-from workload import read_plan
 
-from client import main
+from client.main import main
+from client.shared.plan import read_plan
+from client.traces import TraceError, TraceRow, read_trace, window
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

@@ -10,7 +10,8 @@ import pytest
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits
 from batching.request import Priority
-from simulator.plans import Lengths, PlanError, Words, poisson_plan, read_plan
+from client.shared.plan import PlanError
+from simulator.plans import Lengths, Words, poisson_plan, read_plan
 from simulator.results import Results
 from simulator.simulation import run
 from simulator.step_times import Linear, Model

@@ -1,7 +1,10 @@
 // Queue, tokens, memory and latencies out of a recording, drawn by Plotly (served from its Python package as a plain script,
 // which defines `Plotly`). Must not know where the records come from.
 
+import { modeColour } from "./theme.js";
+
 const WINDOW_S = 60, BIN_S = 0.5;
+const OPACITIES = ["", "a6", "59"]; // of p50, p90, p99, behind the digits of a mode's colour
 const HELD_BINS = 4; // a figure stands for so many bins without a step; then nothing runs
 const METRICS = { ttft: 1, tpot: 2, e2el: 3 }; // places in an answered request's figures
 
@@ -22,7 +25,7 @@ export class Charts {
     this.ink = colour("--ink");
     this.grid = colour("--grid");
     this.accent = colour("--accent");
-    this.ranks = [this.accent, colour("--second"), colour("--third")];
+    this.colour = colour;
     this.waste = colour("--waste-ink");
     this.size = parseFloat(css.fontSize) * 0.85;
   }
@@ -69,7 +72,7 @@ export class Charts {
       if (values.length) texts.push(names.map((name, j) => `${name} p${rank} ${values[j].toFixed(2)} s`).join(", "));
       return {
         type: "bar", name: `p${rank}`, x: names, y: values, text: values.map(short), textposition: "outside", textangle: 0, cliponaxis: false,
-        marker: { color: this.ranks[i], line: { color: this.ink, width: 1 } },
+        marker: { color: names.map((name) => this.colour(modeColour(name)) + OPACITIES[i]), line: { color: this.ink, width: 1 } },
       };
     });
     this.plot("latency", "seconds", traces, null, { barmode: "group" });

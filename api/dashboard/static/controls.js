@@ -1,6 +1,7 @@
 // Buttons and forms that change the server or ask it for something. `say(text)` is the page's live region.
 
 import { call, complete } from "./server.js";
+import { modeColour } from "./theme.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -22,6 +23,7 @@ async function setUpModes(say, teacher) {
     button.type = "button";
     button.textContent = name;
     button.dataset.mode = name;
+    button.style.setProperty("--of-mode", `var(${modeColour(name)})`);
     button.addEventListener("click", () => attempt(say, () => switchTo(name, say)));
     $("modes").append(button);
   }

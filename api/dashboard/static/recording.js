@@ -2,6 +2,7 @@
 // Must not know the page.
 
 export const KEPT = 10000;
+const SCHEMA = 1; // of the records, as GET /steps says it
 const MAX_REQUESTS = 20000;
 const KINDS = "dprxw.";
 
@@ -55,12 +56,16 @@ export class Recording {
   }
 
   toJSON() {
-    return { slots: this.slots, limits: this.limits, steps: this.steps.map((step) => step.record) };
+    return { schema: SCHEMA, slots: this.slots, limits: this.limits, steps: this.steps.map((step) => step.record) };
   }
 
   // A recording out of what toJSON gave, or GET /steps. Throws an Error that names what will not do.
   static from(value) {
-    const slots = value?.slots;
+    if (value?.schema !== SCHEMA) {
+      const found = value?.schema === undefined ? "there is none" : `it is ${value.schema}`;
+      throw new Error(`schema: must be ${SCHEMA}, the version that this page reads; ${found}`);
+    }
+    const slots = value.slots;
     if (!Number.isInteger(slots) || slots < 1 || slots > 4096) throw new Error("slots: must be a whole number from 1 to 4096");
     if (!Array.isArray(value.steps) || !value.steps.length) throw new Error("steps: must be a list of at least one record");
     value.steps.forEach((record, i) => check(record, slots, i));

@@ -1,6 +1,8 @@
 // The picture: one row a sequence slot, one column an iteration, the newest at the right. What was drawn moves to the left,
 // and only new columns are drawn. Must not know where the records come from.
 
+import { modeColour } from "./theme.js";
+
 const ROW_MAX = 26; // CSS pixels
 const WARM = [26, 44, 68, 92, 34, 54, 78, 104, 39, 60]; // hues of immediate requests
 const COOL = [205, 250, 180, 285, 228, 165, 268, 192, 300, 218]; // and of deferred ones
@@ -71,7 +73,7 @@ export class Timeline {
   layOut() {
     const ratio = devicePixelRatio || 1;
     const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
+    const colour = (this.colour = (name) => style.getPropertyValue(name).trim());
     this.dark = document.documentElement.dataset.theme === "dark";
     this.colours = {
       empty: colour("--empty"), line: colour("--grid"), ink: colour("--ink"), waste: colour("--waste"),
@@ -182,6 +184,8 @@ export class Timeline {
       const { share } = steps[stop - 1].stretch;
       pen.fillStyle = share >= 0.005 ? this.colours.waste : this.colours.band;
       pen.fillRect(left, 0, right - left - ratio, height);
+      pen.fillStyle = this.colour(modeColour(mode));
+      pen.fillRect(left, height - 5 * ratio, right - left - ratio, 5 * ratio);
       pen.fillStyle = this.colours.ink;
       const room = right - left - 12 * ratio;
       const known = cut ? [`${mode}: ${percent(share)} padding since step ${first}`] : [`${mode}: ${percent(share)} padding`];

@@ -254,9 +254,14 @@ def test_a_recording_is_saved_and_opened_again(page: Page, tmp_path: Path) -> No
 
 BAD_RECORDINGS = {
     "no JSON": ("[1", "JSON"),
-    "no slots": ('{"steps": []}', "slots: must be a whole number from 1 to 4096"),
-    "no steps": ('{"slots": 4, "steps": []}', "steps: must be a list of at least one record"),
-    "a record without an end": ('{"slots": 4, "steps": [{"id": 1}]}', "steps[0].end: must be a number"),
+    "no schema": ('{"slots": 4, "steps": []}', "the version that this page reads; there is none"),
+    "a newer schema": (
+        '{"schema": 2, "slots": 4, "steps": []}',
+        "the version that this page reads; it is 2",
+    ),
+    "no slots": ('{"schema": 1, "steps": []}', "slots: must be a whole number from 1 to 4096"),
+    "no steps": ('{"schema": 1, "slots": 4, "steps": []}', "steps: must be a list of at least one record"),
+    "a record without an end": ('{"schema": 1, "slots": 4, "steps": [{"id": 1}]}', "steps[0].end: must be a number"),
 }
 
 
