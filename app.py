@@ -21,7 +21,7 @@ from typing import Any
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, hosts, instance, metrics, openai, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, hosts, instance, metrics, openai, openapi, teaching, watching
 from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -64,6 +64,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.register_blueprint(watching.blueprint)
     app.register_blueprint(burst.blueprint)
     app.register_blueprint(dashboard.blueprint)
+    app.register_blueprint(openapi.blueprint)
     return app
 
 
@@ -92,6 +93,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda doing: N
         limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {
         "model": loaded.name,
+        "served_model_names": settings.served_model_name or (loaded.name,),
         "variants": list(limits.variants),
         "weights": loaded.weights,
         "vocabulary": loaded.tokenizer.name,

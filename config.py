@@ -87,6 +87,13 @@ def _hosts(text: str) -> tuple[str, ...]:
     return names
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name and len(name) <= 100 and name.isprintable() and not name.isspace() for name in names):
+        raise ValueError("must be names of 1 to 100 printable characters, with commas between")
+    return names
+
+
 def _key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("must be printable ASCII without spaces")
@@ -121,6 +128,9 @@ class Settings:
         (),
         _variants,
         "cheaper models beside it, as gpt2,distilgpt2 or demo:3,demo:2 (its first layers); the most accurate first",
+    )
+    served_model_name: tuple[str, ...] = _setting(
+        (), _names, "what /v1 calls the model, several names with commas between; default: the model's own"
     )
     weights: str = _setting(
         "pretrained", _weights, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint"
@@ -175,7 +185,7 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        for name in ("variants", "allowed_hosts"):
+        for name in ("variants", "allowed_hosts", "served_model_name"):
             if listed := getattr(self, name):
                 values[name] = ",".join(listed)
         if self.policy_arg:

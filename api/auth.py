@@ -13,7 +13,9 @@ from flask import Flask, Response, current_app, request
 
 from api.errors import ApiError
 
-OPEN = ("teaching.health", "dashboard.page", "dashboard.login", "dashboard.log_in", "dashboard.static")  # endpoints
+OPEN = (  # endpoints
+    "teaching.health", "dashboard.page", "dashboard.docs", "dashboard.login", "dashboard.log_in", "dashboard.static",
+)  # fmt: skip
 COOKIE = "batchlab"
 SAFE = ("GET", "HEAD", "OPTIONS")
 

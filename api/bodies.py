@@ -133,7 +133,9 @@ Seed = Annotated[
     AfterValidator(lambda seed: None if seed == NO_SEED else seed),
 ]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, description="0: always the likeliest token")]
-TopK = Annotated[int, Field(ge=0), UpTo("vocab_size"), Field(description="0: off")]
+TopK = Annotated[
+    int, Field(ge=-1), UpTo("vocab_size"), Field(description="0 or -1: off"), AfterValidator(lambda top_k: max(0, top_k))
+]
 TopP = Annotated[float, Field(ge=1e-6, le=1, description="1: off")]
 PriorityName = Annotated[Priority, Field(strict=False)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -242,7 +244,9 @@ def _in_words(schema: Schema) -> str:
     """What a field of this schema must be: "an integer between 1 and 511"."""
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return ("one of " if len(values) > 1 else "") + ", ".join(map(str, values))
+        return ("one of " if len(values) > 1 else "") + ", ".join(
+            one if isinstance(one, str) else json.dumps(one) for one in values
+        )
     if "title" in schema and "properties" not in schema:
         return str(schema["title"])
     if "anyOf" in schema:

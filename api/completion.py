@@ -39,6 +39,7 @@ class Choice:
     ending: Ending
     stream: TextStream
     reported: Reported = field(default_factory=Reported)
+    num_sent: int = 0  # generated tokens that have been streamed
     finished: bool = False
 
 
@@ -58,6 +59,7 @@ class Completion:
     stream: bool
     include_usage: bool
     num_prompts: int
+    usage_in_every_chunk: bool = False
 
     @property
     def requests(self) -> list[Request]:
@@ -71,7 +73,8 @@ class Completion:
         """What has become known since the last call, as chunks of a streamed answer."""
         for i, choice in enumerate(self.choices):
             if chunk := self._piece(i, choice):
-                yield self._object([chunk]) | ({"usage": None} if self.include_usage else {})
+                usage = _usage([choice.request], choice.num_sent) if self.usage_in_every_chunk else None
+                yield self._object([chunk]) | ({"usage": usage} if self.include_usage else {})
 
     def last(self) -> Iterator[dict[str, Any]]:
         """The chunk that ends a streamed answer, where it is asked for."""
@@ -83,10 +86,11 @@ class Completion:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
         return head | {"choices": choices} | tier
 
-    def _usage(self) -> dict[str, int]:
-        prompt = sum(choice.request.prompt_len for choice in self.choices) * self.num_prompts // len(self.choices)
+    def _usage(self) -> dict[str, Any]:
+        """A prompt counts once, however many choices it has."""
+        firsts = [choice.request for choice in self.choices[:: len(self.choices) // self.num_prompts]]
         output = sum(len(self._output(choice.request)) for choice in self.choices)
-        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        return _usage(firsts, output)
 
     def _output(self, req: Request) -> list[int]:
         return req.output[: self.max_tokens]  # with max_tokens 0 the engine still computes one
@@ -100,7 +104,7 @@ class Completion:
         data = choice.ending.said(output, req.finish_reason if output else None)
         text = text_of(self.tokenizer.bytes_of(self._prompt(req)) + data)
         reason = req.finish_reason if output else "length"
-        logprobs = self._logprobs(req, output, Reported())
+        logprobs = self._logprobs(choice, output, Reported())
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "mode": req.mode}
 
     def _piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
@@ -115,17 +119,20 @@ class Completion:
         text = choice.stream.piece(output, reason)
         if not text and reason is None:
             return None
-        logprobs = self._logprobs(req, output, choice.reported)
+        logprobs = self._logprobs(choice, output, choice.reported)
+        choice.num_sent = len(output)
         piece = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return piece | ({"mode": req.mode} if reason else {})
 
-    def _logprobs(self, req: Request, output: list[int], reported: Reported) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice, output: list[int], reported: Reported) -> dict[str, Any] | None:
         """OpenAI's four lists, over an echoed prompt and the drawn tokens, those of a stop included, from the first that is not
         `reported`. A prompt's first token has no probability: null. The drawn one is always named beside the likeliest."""
         if self.logprobs is None:
             return None
+        req, shown, bytes_of = choice.request, choice.ending.shown, self.tokenizer.bytes_of
         prompt, first = self._prompt(req), reported.tokens
         tokens = [*prompt, *output][first:]
+        pieces = [(bytes_of if first + i < len(prompt) else shown)([token]) for i, token in enumerate(tokens)]
         place = first + req.prompt_len - len(prompt)  # in the request's tokens
         found = [req.logprobs.get(place + i) for i in range(len(tokens))]
         names = [self._name(token) for token in tokens]
@@ -138,7 +145,7 @@ class Completion:
             ]
             if self.logprobs
             else None,
-            "text_offset": reported.offsets([self.tokenizer.bytes_of([token]) for token in tokens]),
+            "text_offset": reported.offsets(pieces),
         }
 
     def _name(self, token: int) -> str:
@@ -148,3 +155,10 @@ class Completion:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _usage(firsts: Sequence[Request], output: int) -> dict[str, Any]:
+    """Of prompts, by a request of each, and `output` generated tokens."""
+    prompt, cached = sum(req.prompt_len for req in firsts), sum(req.num_cached for req in firsts)
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached}}

@@ -59,6 +59,11 @@ class Engine(NamedTuple):
     about: dict[str, Any]
     probes: Sequence[Probe] = ()  # steps measured while loading
 
+    @property
+    def served_names(self) -> Sequence[str]:
+        """The names under which clients ask for the model; the first is in answers."""
+        return self.about.get("served_model_names") or (self.about["model"],)
+
 
 class BatchingLoop:
     def __init__(

@@ -322,6 +322,8 @@ class Scheduler:
         if row.shared is not None:
             req.blocks.extend(row.shared)
             req.num_entered = len(row.shared)
+            if not req.preemptions:
+                req.num_cached = len(row.shared) * self.limits.block_size
         if blocks:
             req.blocks.extend(self.blocks.allocate(blocks))
         req.variant = variant

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
-from batching.request import Priority, Request
+from batching.request import Choices, Priority, Request
 
 CLASSES = (*(priority.value for priority in Priority), "promoted")
 
@@ -30,6 +30,7 @@ def _ladder(lowest: float, highest: float) -> tuple[float, ...]:
 
 TOKEN_S = (*_ladder(0.0002, 20), 40, 80)  # between two tokens; beyond 20 s roughly
 REQUEST_S = (*_ladder(0.001, 1000), 2000, 4000, 8000)  # of a request or a part of it; beyond 1,000 s roughly
+CHOICES = (1, 2, 5, 10, 20)
 REQUEST_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -123,6 +124,9 @@ class Histograms:
         self.prompt_tokens = _by_class(REQUEST_TOKENS)
         self.output_tokens = _by_class(REQUEST_TOKENS)
         self.max_tokens = _by_class(REQUEST_TOKENS)
+        self.inference = _by_class(REQUEST_S)  # from the first step to the last token
+        self.longest = _by_class(REQUEST_TOKENS)  # tokens generated for the longest of a prompt's choices
+        self.choices = _by_class(CHOICES)  # of a prompt
 
     def token(self, req: Request) -> None:
         """`req` has just got a token."""
@@ -145,6 +149,12 @@ class Histograms:
         self.prompt_tokens[kind].observe(req.prompt_len)
         self.output_tokens[kind].observe(len(times))
         self.max_tokens[kind].observe(req.max_tokens)
+        self.inference[kind].observe(times[-1] - req.admitted_at)
+        group = req.choices or Choices(1)
+        group.answered, group.longest = group.answered + 1, max(group.longest, len(times))
+        if group.answered == group.n:
+            self.longest[kind].observe(group.longest)
+            self.choices[kind].observe(group.n)
 
 
 @dataclass

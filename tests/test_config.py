@@ -50,6 +50,7 @@ BAD = [
     *(("max-queue", value, "between 1 and 100000") for value in ("0", "x", "100001")),
     *(("kv-memory-gb", value, "between 0.001 and") for value in ("0", "-1", "nan", "inf", "all")),
     *(("variants", value, "MODEL:LAYERS") for value in ("gpt3", "gpt2,", "demo:", "demo:0", "demo:x", "demo:-1", "gpt2;demo")),
+    *(("served-model-name", value, "1 to 100") for value in (",", "a,", " ", "x" * 101, "a\nb")),
     *(("policy-arg", value, "name=value") for value in ("batch_timeout_ms", "=1", "batch_timeout_ms=")),
 ]
 
@@ -148,6 +149,7 @@ CHANGED: dict[str, Any] = {
     "max_queue": 7,
     "kv_memory_gb": 0.1,
     "variants": ("gpt2", "demo:2"),
+    "served_model_name": ("gpt-3.5", "my model"),
     "api_key": "a-key",
     "teacher_key": "cheese",
     "allowed_hosts": ("lab.example", ".ngrok-free.app"),

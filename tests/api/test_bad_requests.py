@@ -42,7 +42,7 @@ FIELDS = [
     *(("temperature", value, "between 0 and 2") for value in (-1, 2.1, float("nan"), float("inf"), -float("inf"))),
     *(("temperature", value, "between 0 and 2") for value in ("1", True, [1], {}, HUGE, -HUGE)),
     *(("top_p", value, "and 1") for value in (0, 2, -1, float("nan"), "1", True, [], HUGE)),
-    *(("top_k", value, "between 0 and ") for value in (-1, 1.5, "1", True, [], 10**9)),
+    *(("top_k", value, "between -1 and ") for value in (-2, 1.5, "1", True, [], 10**9)),
     *(
         ("seed", value, f"between {-(2**63)} and {2**63 - 1}")
         for value in (-(2**63) - 1, 2**63, 1.5, "1", True, [], float("nan"))

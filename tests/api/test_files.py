@@ -102,6 +102,14 @@ def test_a_purpose_other_than_batch_is_refused(client: FlaskClient, purpose: Any
     assert "batch" in error_of(response)["message"]
 
 
+def test_a_part_of_a_form_without_a_name_is_refused(client: FlaskClient) -> None:
+    body = b"--x\r\nContent-Disposition: form-data\r\n\r\nvalue\r\n--x--\r\n"
+    response = client.post("/v1/files", data=body, content_type="multipart/form-data; boundary=x")
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "form"
+    assert "file, purpose" in error_of(response)["message"]
+
+
 def test_a_form_without_one_file_is_refused(client: FlaskClient) -> None:
     two = [(io.BytesIO(b"x"), "a"), (io.BytesIO(b"x"), "b")]
     for file in (None, "not a file", two):

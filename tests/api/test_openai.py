@@ -202,12 +202,12 @@ def test_flex_and_priority_mark_a_request_deferred(client: openai.OpenAI, server
         ({"stream": True, "stream_options": {"other": True}}, "stream_options.other"),
         ({"best_of": 3}, "best_of"),
         ({"suffix": "end"}, "suffix"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"extra_body": {"min_tokens": 13}}, "min_tokens"),
         ({"extra_body": {"service_tier": "gold"}}, "service_tier"),
-        ({"extra_body": {"priority": 1}}, "priority"),
+        ({"extra_body": {"priority": 1.5}}, "priority"),
         ({"extra_body": {"ignore_eos": "yes"}}, "ignore_eos"),
         ({"extra_body": {"guided_json": {}}}, "guided_json"),
     ],
@@ -319,4 +319,4 @@ def test_a_least_length_forbids_every_token_that_ends_a_text(engine: Any) -> Non
     """A model may have several."""
     two = engine._replace(tokenizer=replace(engine.tokenizer, ends=frozenset([7, 2559])))
     sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].request.sampling
-    assert set(sampling.not_yet) == {7, 2559}
+    assert set(sampling.stop_token_ids) == {7, 2559}

@@ -19,7 +19,7 @@ LEFT_OUT = object()
 
 
 def check_bytes(content: bytes, **limits: int) -> tuple[list[Line], list[BatchError]]:
-    return check(io.BytesIO(content), ENDPOINT, MODEL, **limits)
+    return check(io.BytesIO(content), ENDPOINT, (MODEL,), **limits)
 
 
 def test_a_good_file_gives_an_index_of_its_lines() -> None:
@@ -144,7 +144,7 @@ def test_a_line_may_have_just_so_many_bytes(ending: bytes) -> None:
 def test_a_line_that_never_ends_is_not_read_into_memory() -> None:
     content = io.BytesIO(b"\n" + b"x" * (24 * MAX_LINE_BYTES))
     tracemalloc.start()
-    _, (error,) = check(content, ENDPOINT, MODEL)
+    _, (error,) = check(content, ENDPOINT, (MODEL,))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert error.code == "line_too_long"
