@@ -59,6 +59,10 @@ class BurstAnswer(TypedDict):
     refused: int
 
 
+class CalledOffAnswer(TypedDict):
+    called_off: Annotated[int, Field(description="requests of all bursts that still waited or ran")]
+
+
 class StepsAnswer(TypedDict):
     slots: Annotated[int, Field(description="sequence slots")]
     limits: dict[str, Any]

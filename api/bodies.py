@@ -3,7 +3,7 @@ field and limit, and the description in /openapi.json. Must not know which route
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -87,11 +87,11 @@ class UpTo:
 
 
 class OneOf:
-    """One of a few values, known when the server starts."""
+    """One of a few values; which, is looked up when somebody asks."""
 
     fault = "one_of"
 
-    def __init__(self, *values: Any) -> None:
+    def __init__(self, values: Collection[Any]) -> None:
         self._values = values
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -110,6 +110,9 @@ class Only(OneOf):
     """A field of which nothing is supported but what changes nothing."""
 
     fault = "unsupported"
+
+    def __init__(self, value: Any) -> None:
+        super().__init__([value])
 
 
 def _unicode(text: str) -> str:

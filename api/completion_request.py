@@ -51,7 +51,7 @@ VllmPriority = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 PRIORITY = "immediate, deferred, or vLLM's integer, above 0 for deferred"
 Label = Annotated[Any, Field(description="a label: has no effect")]
 Off = Annotated[Literal[False], Only(False)]
-No = Annotated[Literal[False], OneOf(False)]
+No = Annotated[Literal[False], OneOf([False])]
 
 
 class StreamOptions(Body):

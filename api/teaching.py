@@ -22,7 +22,7 @@ blueprint = Blueprint("teaching", __name__)
 
 
 class ModeBody(Body):
-    mode: Annotated[str, OneOf(*POLICIES)]
+    mode: Annotated[str, OneOf(POLICIES)]
     params: Annotated[dict[str, Any], Field(description="of the policy: GET /mode says which", examples=[{}])] = {}
 
 
