@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any, NoReturn
 
 from batching.policies import POLICIES
@@ -21,7 +22,10 @@ PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 HERE = Path(__file__).resolve().parent
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
+HOST_CHARACTERS = {*ascii_letters, *digits, *".-_:"}
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+READING = 2000  # connections that have sent no whole request
+OTHER_FILES = 256  # that the server has open: its own, its libraries', uploads
 MAX_VIEWERS = 64  # of /events; each holds a thread
 
 
@@ -73,6 +77,13 @@ def _variants(text: str) -> tuple[str, ...]:
     for name, colon, layers in (variant.partition(":") for variant in names):
         if name not in MODELS or (colon and not (layers.isascii() and layers.isdigit() and 0 < int(layers[:9]) < 1000)):
             raise ValueError(f"must be models or MODEL:LAYERS, with commas between; models: {', '.join(MODELS)}")
+    return names
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name == "*" or (name.strip(".") and set(name) <= HOST_CHARACTERS) for name in names):
+        raise ValueError("must be host names without ports, with commas between")
     return names
 
 
@@ -145,6 +156,9 @@ class Settings:
     )
     api_key: str = _setting("", _key, "asked of every call but /health")
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), _hosts, "names it answers to without an API key, beside localhost and --host: a.org,.b.org (with subdomains), or *"
+    )
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     data_dir: str = _setting("data", _path, "where files and batches are kept; one server at a time")
@@ -163,12 +177,17 @@ class Settings:
         """Each waiting request and each viewer blocks one HTTP thread."""
         return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM + MAX_VIEWERS
 
+    @property
+    def connections(self) -> int:
+        """Those that have a thread, and those that are being read or are kept for the next request."""
+        return self.threads + READING
+
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        for name in ("variants", "served_model_name"):
-            if getattr(self, name):
-                values[name] = ",".join(getattr(self, name))
+        for name in ("variants", "allowed_hosts", "served_model_name"):
+            if listed := getattr(self, name):
+                values[name] = ",".join(listed)
         if self.policy_arg:
             values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}

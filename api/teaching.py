@@ -10,6 +10,7 @@ from api.bodies import Body, OneOf, check, read_json
 from api.errors import ApiError, read_body
 from api.inference_request import read_inference
 from api.waiting import HANG_UP_CHECK_S, run_all
+from batching.driver import describe_policy
 from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
@@ -64,9 +65,12 @@ def reset_stats() -> Response:
 
 @blueprint.get("/mode")
 def get_mode() -> Response:
+    return _mode(_loop().mode)
+
+
+def _mode(mode: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
-    modes = {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}
-    return jsonify(_loop().mode | {"modes": modes})
+    return jsonify(mode | {"modes": {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}})
 
 
 @blueprint.put("/mode")
@@ -84,7 +88,7 @@ def put_mode() -> Response:
             break
     if loop.health is not Health.READY:
         raise Unavailable(loop.health.value, loop.reason)
-    return get_mode()
+    return _mode(describe_policy(policy))  # somebody else may have switched since
 
 
 @blueprint.get("/health")

@@ -106,7 +106,7 @@ def _events(loop: BatchingLoop, log: StepLog, after: int, viewers: Viewers, conn
         if now != told:
             yield f"event: now\ndata: {now}\n\n"
             told, told_at = now, time.monotonic()
-        elif time.monotonic() - told_at >= HEARTBEAT_S:
+        elif time.monotonic() - told_at >= HEARTBEAT_S or (connection is not None and connection.sends_no_more):
             yield ": still here\n\n"
             told_at = time.monotonic()
 

@@ -152,6 +152,7 @@ CHANGED: dict[str, Any] = {
     "served_model_name": ("gpt-3.5", "my model"),
     "api_key": "a-key",
     "teacher_key": "cheese",
+    "allowed_hosts": ("lab.example", ".ngrok-free.app"),
     "insecure": True,
     "policy_arg": (("batch_timeout_ms", "5"),),
     "tbt_slo_ms": 40.0,
@@ -274,12 +275,14 @@ def test_a_mode_keeps_the_parameters_it_was_started_with_when_it_comes_back() ->
     assert settings.make_policy("static", {}).params.batch_timeout_ms == 70
 
 
-def test_a_server_started_where_few_open_files_are_allowed_asks_for_as_many_as_its_queue_needs() -> None:
-    code = "import resource as r, app; r.setrlimit(r.RLIMIT_NOFILE, (64, 700)); app.allow_open_files({}); "
-    code += "print(*r.getrlimit(r.RLIMIT_NOFILE))"
-    assert run(sys.executable, "-c", code.format(500)).stdout == "500 700\n"
-    assert run(sys.executable, "-c", code.format(5000)).stdout == "700 700\n"
-    assert run(sys.executable, "-c", code.format(10)).stdout == "64 700\n"
+def test_a_server_started_where_few_open_files_are_allowed_asks_for_more_and_says_where_even_that_is_not_enough() -> None:
+    code = "import resource as r, app, config; r.setrlimit(r.RLIMIT_NOFILE, (64, {})); "
+    code += "told = app.allow_open_files(config.Settings(max_batch_size=8, max_queue=8)); "
+    code += "print(*r.getrlimit(r.RLIMIT_NOFILE), told)"
+    assert run(sys.executable, "-c", code.format(5000)).stdout == "2368 5000 None\n"
+    assert run(sys.executable, "-c", code.format(700)).stdout == "700 700 None\n"
+    said = run(sys.executable, "-c", code.format(300)).stdout
+    assert said.startswith("300 300 only 300 files may be open at a time, and --max-queue 8 needs 368: raise the limit")
 
 
 def test_the_models_of_the_settings_are_those_that_can_be_loaded() -> None:

@@ -62,6 +62,12 @@ function setUpBurst(say) {
       say(`${taken} requests fired` + (refused ? `, ${refused} more refused: the queue is full.` : "."));
     });
   });
+  $("call-off").addEventListener("click", () =>
+    attempt(say, async () => {
+      const { called_off } = await call("DELETE", "/burst");
+      say(`${called_off} requests called off.`);
+    }),
+  );
 }
 
 function lengths(id) {
