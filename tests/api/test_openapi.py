@@ -81,6 +81,8 @@ def described(serve: Callable[..., Server]) -> tuple[Server, dict[str, Any]]:
     body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
     batch = server.client.post("/v1/batches", json=body).get_json()["id"]
     document = server.client.get("/openapi.json").get_json()
+    deadline, _ = document["components"]["schemas"]["InferenceBody"]["properties"]["deadline_s"]["anyOf"]
+    deadline["minimum"] = 1000  # a deadline that passed is a 504, as it should be
     for kind in ("InferenceBody", "CompletionBody", "BurstBody"):
         shorten(document["components"]["schemas"][kind]["properties"])
     for path, methods in document["paths"].items():
