@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from flask import Flask
 
 import config
-from api import auth, batches, burst, dashboard, errors, files, metrics, openai, teaching, watching
+from api import auth, batches, burst, dashboard, errors, files, hosts, instance, metrics, openai, openapi, teaching, watching
 from api.completion_request import read_completion
 from batching.loop import BatchingLoop, Engine
 from config import Settings
@@ -34,6 +34,9 @@ DEFAULT_MODEL = "gpt2-medium"
 # torch's threads wait for each other by spinning, by default for milliseconds: on a laptop where anything else computes, each
 # then burns the time slice that the other needs (docs/performance.md). After so many turns they sleep.
 SPIN_COUNT = 5000
+# oneDNN keeps a compiled kernel, of half a megabyte, for each number of rows that a layer has seen: 1,024 of them by default,
+# and torch keeps as many beside it, so that a server grew for hours (docs/performance.md). So many serve as well.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 LAST_ANSWERS_S = 0.5  # for HTTP threads to write what a failed engine answered
 SAY_EVERY_S = 4  # what a start that takes longer is doing
 
@@ -48,6 +51,9 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.extensions["store"] = store
     app.extensions["runner"] = runner
     errors.register(app)
+    instance.register(app)
+    if not settings.api_key:
+        hosts.register(app, settings.host, settings.allowed_hosts)
     auth.register(app, settings.api_key, settings.teacher_key)
     app.config["CREATED"] = int(time.time())
     app.register_blueprint(teaching.blueprint)
@@ -58,6 +64,7 @@ def create_app(loop: BatchingLoop, settings: Settings, store: Store, runner: Run
     app.register_blueprint(watching.blueprint)
     app.register_blueprint(burst.blueprint)
     app.register_blueprint(dashboard.blueprint)
+    app.register_blueprint(openapi.blueprint)
     return app
 
 
@@ -86,6 +93,7 @@ def load_engine(settings: Settings, say: Callable[[str], None] = lambda doing: N
         limits = replace(limits, tbt_slo_ms=settings.tbt_slo_ms)
     about = {
         "model": loaded.name,
+        "served_model_names": settings.served_model_name or (loaded.name,),
         "variants": list(limits.variants),
         "weights": loaded.weights,
         "vocabulary": loaded.tokenizer.name,
@@ -107,12 +115,16 @@ def application() -> Flask:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from None
-    progress = Progress()
+
+    def load() -> Engine:
+        with Progress() as say:
+            return load_engine(settings, say)
+
     loop = BatchingLoop(
         settings.make_policy(settings.mode, {}),
-        partial(load_engine, settings, progress.say),
-        on_ready=lambda engine: (progress.end(), _print_ready(settings, engine)),
-        on_failed=lambda error: (progress.end(), _exit_failed(error)),
+        load,
+        on_ready=lambda engine: _print_ready(settings, engine),
+        on_failed=_exit_failed,
         input_log=_open_log(settings.input_log) if settings.input_log else None,
     )
     runner = Runner(store, loop, read_completion, errors.describe)
@@ -122,17 +134,18 @@ def application() -> Flask:
 
 
 class Progress:
-    """Says on stderr, every few seconds until the end, what a start is doing."""
+    """Says on stderr, every few seconds to the end of the block, what a start is doing."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Callable[[str], None]:
         self._doing, self._began, self._ended = "", time.monotonic(), threading.Event()
         threading.Thread(target=self._run, name="progress", daemon=True).start()
+        return self._say
 
-    def say(self, doing: str) -> None:
-        self._doing = doing
-
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
+
+    def _say(self, doing: str) -> None:
+        self._doing = doing
 
     def _run(self) -> None:
         hint = " (Ctrl-C stops the server)"
@@ -158,7 +171,13 @@ def _exit_failed(error: BaseException) -> None:
 
 
 def _open_log(path: str) -> Any:
-    file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the server runs
+    """A private file of its own for each run; those before it are kept as PATH.1, PATH.2, ..."""
+    log = Path(path)
+    if log.is_file() and log.stat().st_size:
+        log.rename(next(old for n in count(1) if not (old := log.with_name(f"{log.name}.{n}")).exists()))
+    file = open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    if log.is_file():
+        log.chmod(0o600)
 
     def write(record: dict[str, Any]) -> None:
         if file.closed:
@@ -194,20 +213,28 @@ def main() -> None:
     except StoreError as error:
         print(f"server.sh: --data-dir: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    allow_open_files(2 * settings.threads)
+    if told := allow_open_files(settings):
+        print(f"server.sh: {told}", file=sys.stderr, flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    environment = KERNEL_CACHES | environment
     command = [sys.executable, "-m", "gunicorn", "-c", str(config.HERE / "gunicorn.conf.py")]
     os.execve(sys.executable, command, environment | settings.environment())
 
 
-def allow_open_files(wanted: int) -> None:
-    """A waiting request is an open socket: many shells allow 1,024 files a process, and more where it is asked for."""
+def allow_open_files(settings: config.Settings) -> str | None:
+    """A connection is an open file: many shells allow 1,024 a process, and more where it is asked for. What to say where even
+    that is not enough; then fewer connections are taken at a time (`gunicorn.conf.py`)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    wanted = settings.connections + config.OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most >= settings.threads + config.OTHER_FILES:
+        return None
+    needed = f"--max-queue {settings.max_queue} needs {settings.threads + config.OTHER_FILES}"
+    return f"only {hard} files may be open at a time, and {needed}: raise the limit (ulimit -Hn), or lower --max-queue"
 
 
 if __name__ == "__main__":

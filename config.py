@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any, NoReturn
 
 from batching.policies import POLICIES
@@ -22,7 +23,10 @@ PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 HERE = Path(__file__).resolve().parent
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
+HOST_CHARACTERS = {*ascii_letters, *digits, *".-_:"}
 HEADROOM = 32  # threads beyond the waiting requests: /health, /stats, /mode
+READING = 2000  # connections that have sent no whole request
+OTHER_FILES = 256  # that the server has open: its own, its libraries', uploads
 MAX_VIEWERS = 64  # of /events; each holds a thread
 
 
@@ -90,6 +94,20 @@ def _variants(text: str) -> tuple[str, ...]:
     return names
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name == "*" or (name.strip(".") and set(name) <= HOST_CHARACTERS) for name in names):
+        raise ValueError("must be host names without ports, with commas between")
+    return names
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name and len(name) <= 100 and name.isprintable() and not name.isspace() for name in names):
+        raise ValueError("must be names of 1 to 100 printable characters, with commas between")
+    return names
+
+
 def _key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("must be printable ASCII without spaces")
@@ -125,6 +143,9 @@ class Settings:
         _variants,
         "cheaper models beside it, as gpt2,distilgpt2 or demo:3,demo:2 (its first layers); the most accurate first",
     )
+    served_model_name: tuple[str, ...] = _setting(
+        (), _names, "what /v1 calls the model, several names with commas between; default: the model's own"
+    )
     weights: str = _setting(
         "pretrained", _weights, "pretrained, random (seeded, to measure speed), or a folder with a checkpoint"
     )
@@ -149,6 +170,9 @@ class Settings:
     )
     api_key: str = _setting("", _key, "asked of every call but /health")
     teacher_key: str = _setting("", _key, "with it set, only it may switch modes, fire bursts and reset statistics")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), _hosts, "names it answers to without an API key, beside localhost and --host: a.org,.b.org (with subdomains), or *"
+    )
     insecure: bool = _setting(False, _truth, "listen on any address without a key")
     policy_arg: tuple[tuple[str, str], ...] = _setting((), _pairs, "a parameter of the policy, name=value; repeatable")
     data_dir: str = _setting("data", _path, "where files and batches are kept; one server at a time")
@@ -172,13 +196,19 @@ class Settings:
         """Each waiting request and each viewer blocks one HTTP thread."""
         return (self.max_batch_size or GPU_BATCH_SIZE) + self.max_queue + HEADROOM + MAX_VIEWERS
 
+    @property
+    def connections(self) -> int:
+        """Those that have a thread, and those that are being read or are kept for the next request."""
+        return self.threads + READING
+
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.mode in FILES:
             values["mode"] = FILES[self.mode]
-        if self.variants:
-            values["variants"] = ",".join(self.variants)
+        for name in ("variants", "allowed_hosts", "served_model_name"):
+            if listed := getattr(self, name):
+                values[name] = ",".join(listed)
         if self.policy_arg:
             values["policy_arg"] = " ".join(f"{name}={value}" for name, value in self.policy_arg)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
@@ -222,11 +252,9 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"--token-budget: must be at least {least}, not {settings.token_budget}")
     if settings.input_log:
         try:
-            open(settings.input_log, "a").close()
+            open(settings.input_log, "a", encoding="utf-8").close()
         except OSError as error:
             raise SettingError(f"--input-log: {settings.input_log} cannot be written: {error.strerror}") from None
-    if settings.model == "demo" and settings.weights not in ("pretrained", "random"):
-        raise SettingError("--weights: demo brings its own weights; name the model that the folder holds")
     try:
         settings.make_policy(settings.mode, {})
     except ValueError as error:
@@ -284,7 +312,7 @@ def load_dotenv() -> Mapping[str, str | None] | None:
         from dotenv import dotenv_values
     except ImportError:
         return None
-    return dotenv_values(HERE / ".env")
+    return dotenv_values(HERE / ".env", encoding="utf-8-sig")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@ field and limit, and the description in /openapi.json. Must not know which route
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -87,11 +87,11 @@ class UpTo:
 
 
 class OneOf:
-    """One of a few values, known when the server starts."""
+    """One of a few values; which, is looked up when somebody asks."""
 
     fault = "one_of"
 
-    def __init__(self, *values: Any) -> None:
+    def __init__(self, values: Collection[Any]) -> None:
         self._values = values
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -110,6 +110,9 @@ class Only(OneOf):
     """A field of which nothing is supported but what changes nothing."""
 
     fault = "unsupported"
+
+    def __init__(self, value: Any) -> None:
+        super().__init__([value])
 
 
 def _unicode(text: str) -> str:
@@ -133,7 +136,9 @@ Seed = Annotated[
     AfterValidator(lambda seed: None if seed == NO_SEED else seed),
 ]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, description="0: always the likeliest token")]
-TopK = Annotated[int, Field(ge=0), UpTo("vocab_size"), Field(description="0: off")]
+TopK = Annotated[
+    int, Field(ge=-1), UpTo("vocab_size"), Field(description="0 or -1: off"), AfterValidator(lambda top_k: max(0, top_k))
+]
 TopP = Annotated[float, Field(ge=1e-6, le=1, description="1: off")]
 PriorityName = Annotated[Priority, Field(strict=False)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -242,7 +247,9 @@ def _in_words(schema: Schema) -> str:
     """What a field of this schema must be: "an integer between 1 and 511"."""
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return ("one of " if len(values) > 1 else "") + ", ".join(map(str, values))
+        return ("one of " if len(values) > 1 else "") + ", ".join(
+            one if isinstance(one, str) else json.dumps(one) for one in values
+        )
     if "title" in schema and "properties" not in schema:
         return str(schema["title"])
     if "anyOf" in schema:

@@ -1,18 +1,20 @@
 """POST /burst: many requests at once, made up here and answered to nobody, for a class to watch. From the browser itself they
-would wait for each other: it opens six connections."""
+would wait for each other: it opens six connections. DELETE /burst calls off what is left of them."""
 
 import random
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from flask import Blueprint, Response, current_app, jsonify
+from flask.sansio.blueprints import BlueprintSetupState
 from pydantic import Field
 
 from api.auth import teacher_only
 from api.bodies import Body, Seed, UpTo, check, read_json
 from api.errors import bad, read_body
-from batching.loop import BatchingLoop, Engine
+from batching.loop import BatchingLoop, Engine, Ticket
 from batching.random_streams import random_streams
 from batching.request import Priority, Refused, Request, SamplingParams
 
@@ -44,14 +46,54 @@ def burst() -> Response:
     """Answers at once with how many were taken into the queue."""
     loop: BatchingLoop = current_app.extensions["batching"]
     requests = read_burst(read_json(read_body()), loop.ready_engine(), loop.clock())
-    taken = 0
+    taken = []
     try:
         for req in requests:
-            loop.submit(req)
-            taken += 1
+            taken.append(loop.submit(req))
     except Refused:  # the queue is full, for the rest of them too
         pass
-    return jsonify({"taken": taken, "refused": len(requests) - taken})
+    finally:
+        _under_way().add(taken)
+    return jsonify({"taken": len(taken), "refused": len(requests) - len(taken)})
+
+
+@blueprint.delete("/burst")
+@teacher_only
+def call_off() -> Response:
+    """Answers with how many requests of all bursts were still waiting or running."""
+    loop: BatchingLoop = current_app.extensions["batching"]
+    loop.ready_engine()
+    left = _under_way().take()
+    for ticket in left:
+        loop.cancel(ticket)
+    return jsonify({"called_off": len(left)})
+
+
+class UnderWay:
+    """Requests of bursts that are not yet answered."""
+
+    def __init__(self) -> None:
+        self._tickets: list[Ticket] = []
+        self._lock = threading.Lock()
+
+    def add(self, tickets: list[Ticket]) -> None:
+        with self._lock:
+            self._tickets = [ticket for ticket in self._tickets + tickets if ticket.request.answered_at is None]
+
+    def take(self) -> list[Ticket]:
+        with self._lock:
+            tickets, self._tickets = self._tickets, []
+        return [ticket for ticket in tickets if ticket.request.answered_at is None]
+
+
+@blueprint.record_once
+def _(state: BlueprintSetupState) -> None:
+    state.app.extensions["bursts"] = UnderWay()
+
+
+def _under_way() -> UnderWay:
+    under_way: UnderWay = current_app.extensions["bursts"]
+    return under_way
 
 
 def read_burst(body: Mapping[str, Any], engine: Engine, now: float) -> list[Request]:

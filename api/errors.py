@@ -1,11 +1,13 @@
 """Every error of the server as JSON: {"error": {"message", "type", "param", "code"}}, with the status that fits."""
 
-import contextlib
+import json
 import logging
+from codecs import BOM_UTF8
+from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, current_app, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
 
 from batching.request import RequestError
 from jobs.errors import INSUFFICIENT_STORAGE, Conflict, JobError, NotFound, TooLarge
@@ -25,7 +27,6 @@ STATUS = {  # by RequestError.code; a refusal that is not listed is the caller's
 JOB_STATUS: dict[type[JobError], int] = {NotFound: 404, Conflict: 409, TooLarge: 413}
 TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
 RETRY_AFTER_S = 1
-MAX_DRAINED_BYTES = 64 << 20
 
 log = logging.getLogger("batchlab")
 
@@ -47,20 +48,18 @@ def bad(param: str, message: str) -> ApiError:
 
 
 def read_body() -> bytes:
-    """The request's body, with or without a Content-Length. Raises ApiError (400) or RequestEntityTooLarge (413)."""
-    most = current_app.config["MAX_CONTENT_LENGTH"]
-    if (request.content_length or 0) > most:
-        raise RequestEntityTooLarge
-    try:
-        body: bytes = request.environ["wsgi.input"].read(most + 1)
-    except Exception as error:  # gunicorn has many for what a client may send or leave out
-        raise bad("body", f"cannot be read: {error}") from None
-    if len(body) > most:
-        raise RequestEntityTooLarge
-    return body
+    """The request's body; a byte order mark is none of it. Raises RequestEntityTooLarge (413)."""
+    return request.get_data(cache=False).removeprefix(BOM_UTF8)
 
 
 def register(app: Flask) -> None:
+    @app.before_request
+    def _() -> None:
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            told = f"Content-Encoding: {encoding[:60]} is not understood; send the body as it is"
+            raise ApiError(415, told, "Content-Encoding", "unsupported_content_encoding")
+
     @app.errorhandler(ApiError)
     def _(error: ApiError) -> Response:
         return _answer(error.status, error.message, error.param, error.code)
@@ -80,8 +79,7 @@ def register(app: Flask) -> None:
     def _(error: HTTPException) -> Response:
         status = error.code or 500
         if status == 413:
-            limit = request.max_content_length  # the app's, unless the route set another
-            return _answer(413, f"body: may be at most {limit} bytes", "body", "body_too_large")
+            return _answer(413, f"body: {_body_limit()}", "body", "body_too_large")
         response = _answer(
             status, f"{request.method} {request.path}: {error.description}", None, error.name.lower().replace(" ", "_")
         )
@@ -96,13 +94,22 @@ def register(app: Flask) -> None:
         return _answer(500, message, param, code)
 
 
+def _body_limit() -> str:
+    """The one of werkzeug's limits that was hit; they are the app's, unless the route set another."""
+    if (request.content_length or 0) > (most := request.max_content_length or 0):
+        return f"may be at most {most} bytes, not {request.content_length}"
+    fields = f"{request.max_form_memory_size} bytes in fields that are no file"
+    return f"a form may have at most {request.max_form_parts} parts, and {fields}"
+
+
 def _answer(status: int, message: str, param: str | None, code: str | None) -> Response:
-    _read_rest_of_body()
     kind = _type(status)
     response = jsonify(_body(message, kind, param, code))
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 415:
+        response.headers["Accept-Encoding"] = "identity"
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -117,6 +124,13 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, _body(*_internal(error))
 
 
+def raw_answer(status: int, message: str, code: str) -> bytes:
+    """A whole response, where there is no application to make one: the connection ends after it."""
+    body = json.dumps(_body(message, _type(status), None, code)).encode()
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -127,12 +141,3 @@ def _internal(error: Exception) -> tuple[str, str, None, str]:
 
 def _type(status: int) -> str:
     return TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-
-
-def _read_rest_of_body() -> None:
-    """A client that is still sending sees the answer only if its bytes are taken: else the connection is reset under it."""
-    body = request.environ["wsgi.input"]
-    left = min(request.content_length or MAX_DRAINED_BYTES, MAX_DRAINED_BYTES)
-    with contextlib.suppress(Exception):
-        while left > 0 and (chunk := body.read(min(left, 1 << 16))):
-            left -= len(chunk)

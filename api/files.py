@@ -28,7 +28,7 @@ def upload() -> Response:
         fields = [*request.form, *request.files]
     for name in fields:
         if name not in ("file", "purpose"):
-            raise bad(name[:100], "no such field; there are: file, purpose")
+            raise bad(str(name or "form")[:100], "unknown field; allowed: file, purpose")
     if request.form.getlist("purpose") != ["batch"]:
         raise bad("purpose", "must be batch, a field of a multipart form")
     if len(uploads := request.files.getlist("file")) != 1:

@@ -19,7 +19,7 @@ from api.bodies import (
     check,
     check_prompt,
     stop_strings,
-)
+)  # fmt: skip
 from api.errors import bad
 from batching.loop import Engine
 from batching.random_streams import random_streams

@@ -20,6 +20,7 @@ from prometheus_client.utils import floatToGoString
 from api.errors import STATUS
 from batching.loop import BatchingLoop
 from batching.policies import POLICIES
+from batching.policy import Limits
 from batching.totals import CLASSES, Histogram, Totals
 from jobs.store import Store
 
@@ -36,21 +37,33 @@ COUNTERS = (  # the last word, _total, is added where they are written out
     ("batchlab_busy_seconds", "busy_s", "Time during which a step was computed."),
     ("batchlab_computed_tokens", "computed_tokens", "Tokens computed: prompts, decodes, and what is computed again."),
     ("batchlab_recomputed_tokens", "recomputed_tokens", "Tokens computed again after a preemption."),
-    ("batchlab_padding_tokens", "padding_tokens", "Padding computed beside them: the rectangle of a static batch."),
+    (
+        "batchlab_padding_tokens",
+        "padding_tokens",
+        "Padding computed beside them, as a static batch's rectangle: the padding share is this / (this + computed tokens).",
+    ),
     ("batchlab_graph_padding_rows", "graph_padding_rows", "Rows added to fill up a CUDA graph."),
     ("batchlab_promotions", "promotions", "Deferred requests that became immediate, so as not to starve or be late."),
 )
+SERVER_TTFT = (
+    "From a request's arrival at the server to its first token computed: less than a client's TTFT, by HTTP and sending."
+)
+TPOT = "Time per output token after the first, from a request's first token to its last."
 HISTOGRAMS = (  # by priority
-    ("vllm:time_to_first_token_seconds", "first_token", "From a request's arrival to its first token."),
-    ("vllm:inter_token_latency_seconds", "between_tokens", "Between a token and the one before, for every token."),
-    ("vllm:request_time_per_output_token_seconds", "per_output_token", "Mean time per token after the first, of a request."),
-    ("vllm:e2e_request_latency_seconds", "latency", "From a request's arrival to its answer."),
+    ("vllm:time_to_first_token_seconds", "first_token", SERVER_TTFT),
+    ("vllm:inter_token_latency_seconds", "between_tokens", "Between a token computed and the one before, for every token."),
+    ("vllm:time_per_output_token_seconds", "between_tokens", "The same, by the name that it had in vLLM until 0.11."),
+    ("vllm:request_time_per_output_token_seconds", "per_output_token", TPOT),
+    ("vllm:e2e_request_latency_seconds", "latency", "From a request's arrival at the server to its answer."),
     ("vllm:request_queue_time_seconds", "queue", "From a request's arrival to its first step."),
     ("vllm:request_prefill_time_seconds", "prefill", "From a request's first step to its first token."),
     ("vllm:request_decode_time_seconds", "decode", "From a request's first token to its last."),
     ("vllm:request_prompt_tokens", "prompt_tokens", "Prompt tokens of a request."),
     ("vllm:request_generation_tokens", "output_tokens", "Tokens generated for a request."),
     ("vllm:request_params_max_tokens", "max_tokens", "Tokens that a request asked for at most."),
+    ("vllm:request_inference_time_seconds", "inference", "From a request's first step to its last token."),
+    ("vllm:request_max_num_generation_tokens", "longest", "Tokens generated for the longest of a prompt's n choices."),
+    ("vllm:request_params_n", "choices", "Choices asked for, of a prompt."),
 )
 GAUGES = (
     ("vllm:num_requests_running", "running", "Requests that hold a sequence slot."),
@@ -71,8 +84,8 @@ def metrics() -> Response:
     store: Store = current_app.extensions["store"]
     totals, state, engine = loop.totals(), loop.state(), loop.engine
     assert engine is not None  # or there would be no totals
-    slots, unfinished = engine.limits.max_batch_size, len(store.unfinished())
-    snapshot = Snapshot(engine.about["model"], totals, state, loop.mode, slots, unfinished)
+    unfinished = len(store.unfinished())
+    snapshot = Snapshot(engine.served_names[0], totals, state, loop.mode, engine.limits, unfinished)
     return Response(generate_latest(snapshot), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -87,7 +100,7 @@ class Snapshot(Collector):
     totals: Totals
     state: Mapping[str, Any]
     mode: Mapping[str, Any]
-    slots: int
+    limits: Limits
     unfinished_batches: int
 
     def collect(self) -> Iterator[Metric]:
@@ -120,11 +133,18 @@ class Snapshot(Collector):
     def _gauges(self) -> Iterator[Metric]:
         for name, key, help in GAUGES:
             yield self._gauge(name, help, {(): self.state[key]})
-        yield self._gauge("batchlab_sequence_slots", "Sequence slots there are.", {(): self.slots})
+        yield self._gauge("batchlab_sequence_slots", "Sequence slots there are.", {(): self.limits.max_batch_size})
         limit_ms = self.mode["params"].get("tbt_slo_ms") or self.state["tbt_slo_ms"]
         yield self._gauge(
             "batchlab_tbt_limit_seconds", "The limit on the time between tokens, for mixed.", {(): limit_ms / 1e3}
         )
+        cache = {
+            "block_size": self.limits.block_size,
+            "num_gpu_blocks": self.limits.num_blocks,
+            "enable_prefix_caching": self.limits.prefix_caching,
+        }
+        values = {tuple(map(str, cache.values())): 1.0}
+        yield self._gauge("vllm:cache_config_info", "How the KV cache is laid out, in its labels; always 1.", values, *cache)
         in_force = self.mode["mode"]
         modes = {(name,): float(name == in_force) for name in (*POLICIES, in_force)}
         yield self._gauge("batchlab_mode", "1 for the mode in force, 0 for the others.", modes, "mode")

@@ -11,7 +11,7 @@ from api.completion import Completion
 from api.completion_request import read_completion
 from api.errors import ApiError, describe, read_body
 from api.waiting import as_they_grow, run_all
-from batching.loop import BatchingLoop, Engine
+from batching.loop import BatchingLoop
 from batching.request import RequestError
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
@@ -19,15 +19,15 @@ blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 
 @blueprint.get("/models")
 def models() -> Response:
-    return jsonify({"object": "list", "data": [_model(_loop().ready_engine())]})
+    return jsonify({"object": "list", "data": list(map(_model, _loop().ready_engine().served_names))})
 
 
 @blueprint.get("/models/<path:name>")
 def model(name: str) -> Response:
-    found = _model(_loop().ready_engine())
-    if name != found["id"]:
-        raise ApiError(404, f"there is no model {name[:60]!r}; this server has {found['id']!r}", "model", "model_not_found")
-    return jsonify(found)
+    names = _loop().ready_engine().served_names
+    if name not in names:
+        raise ApiError(404, f"there is no model {name[:60]!r}; this server has {', '.join(names)}", "model", "model_not_found")
+    return jsonify(_model(name))
 
 
 @blueprint.post("/completions")
@@ -73,8 +73,8 @@ def chat() -> Response:
     raise ApiError(404, told, None, "not_a_chat_model")
 
 
-def _model(engine: Engine) -> dict[str, Any]:
-    return {"id": engine.about["model"], "object": "model", "created": current_app.config["CREATED"], "owned_by": "batchlab"}
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": current_app.config["CREATED"], "owned_by": "batchlab"}
 
 
 def _loop() -> BatchingLoop:

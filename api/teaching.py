@@ -10,6 +10,7 @@ from api.bodies import Body, OneOf, check, read_json
 from api.errors import ApiError, read_body
 from api.inference_request import read_inference
 from api.waiting import HANG_UP_CHECK_S, run_all
+from batching.driver import describe_policy
 from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
@@ -21,19 +22,8 @@ from model.tokenizer import text_of
 blueprint = Blueprint("teaching", __name__)
 
 
-class OneMode(OneOf):
-    """The modes, with the one whose file the server was started with."""
-
-    @property
-    def _values(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(POLICIES)
-
-    def __init__(self) -> None:
-        pass
-
-
 class ModeBody(Body):
-    mode: Annotated[str, OneMode()]
+    mode: Annotated[str, OneOf(POLICIES)]
     params: Annotated[dict[str, Any], Field(description="of the policy: GET /mode says which", examples=[{}])] = {}
 
 
@@ -54,8 +44,8 @@ def _answer(req: Request, prompt: str) -> dict[str, Any]:
         "completion": prompt + text,
         "num_tokens": len(req.output),
         "finish_reason": req.finish_reason,
-        "ttft": req.token_times[0] - req.arrival,
-        "latency": (req.answered_at or 0.0) - req.arrival,
+        "ttft": req.server_ttft,
+        "latency": req.e2el,
         "mode": req.mode,
     }
 
@@ -64,7 +54,7 @@ def _answer(req: Request, prompt: str) -> dict[str, Any]:
 def stats() -> Response:
     loop = _loop()
     about = loop.engine.about if loop.engine else {}
-    return jsonify(loop.stats() | about | loop.mode)
+    return jsonify(loop.stats() | about | loop.mode | {"instance": current_app.config["INSTANCE"]})
 
 
 @blueprint.post("/stats/reset")
@@ -76,9 +66,12 @@ def reset_stats() -> Response:
 
 @blueprint.get("/mode")
 def get_mode() -> Response:
+    return _mode(_loop().mode)
+
+
+def _mode(mode: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
-    modes = {name: settings.params_of(name) for name in POLICIES}
-    return jsonify(_loop().mode | {"modes": modes})
+    return jsonify(mode | {"modes": {name: settings.params_of(name) for name in POLICIES}})
 
 
 @blueprint.put("/mode")
@@ -96,7 +89,7 @@ def put_mode() -> Response:
             break
     if loop.health is not Health.READY:
         raise Unavailable(loop.health.value, loop.reason)
-    return get_mode()
+    return _mode(describe_policy(policy))  # somebody else may have switched since
 
 
 @blueprint.get("/health")

@@ -1,18 +1,18 @@
 """Waiting for answers on an HTTP thread: asleep on an Event, looking about once a second whether somebody still waits."""
 
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from api.client_socket import ClientSocket
 from batching.loop import BatchingLoop, Ticket
 from batching.request import Request
 
 HANG_UP_CHECK_S = 1.0
 
 
-def run_all(loop: BatchingLoop, requests: Sequence[Request], connection: Any) -> None:
+def run_all(loop: BatchingLoop, requests: Sequence[Request], connection: ClientSocket | None) -> None:
     """Hand `requests` over and wait until all are answered. Raises the first error among them. `connection`: the client's
     socket, or None; when it hangs up, all of them are cancelled."""
     events = [threading.Event() for _ in requests]
@@ -25,7 +25,7 @@ def run_all(loop: BatchingLoop, requests: Sequence[Request], connection: Any) ->
                 raise ticket.request.error
 
 
-def as_they_grow(loop: BatchingLoop, requests: Sequence[Request], connection: Any) -> Iterator[None]:
+def as_they_grow(loop: BatchingLoop, requests: Sequence[Request], connection: ClientSocket | None) -> Iterator[None]:
     """As `run_all`, but comes back whenever there is news: tokens, or answers. Closing it cancels what still runs."""
     news, events = threading.Event(), [threading.Event() for _ in requests]
     with _submitted(loop, requests, [_Both(event, news) for event in events], news):
@@ -71,13 +71,6 @@ def _cancel(loop: BatchingLoop, tickets: Sequence[Ticket]) -> None:
             loop.cancel(ticket)
 
 
-def hung_up(connection: Any) -> bool:
+def hung_up(connection: ClientSocket | None) -> bool:
     """Whether the client has closed its connection."""
-    if connection is None:
-        return False
-    try:
-        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    return connection is not None and connection.hung_up()

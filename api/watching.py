@@ -18,7 +18,7 @@ from flask.sansio.blueprints import BlueprintSetupState
 from api.errors import ApiError, bad
 from api.waiting import HANG_UP_CHECK_S, hung_up
 from batching.loop import BatchingLoop, Unavailable
-from batching.step_log import KEPT, StepLog
+from batching.step_log import KEPT, SCHEMA, StepLog
 from config import MAX_VIEWERS
 
 EVENTS_PER_S, EVENTS_PER_S_IN_ALL = 10, 50
@@ -66,7 +66,7 @@ def steps() -> Response:
     engine, log = _loop().ready_engine(), _loop().steps
     after, limit = _whole("after", 0, MAX_ID), _whole("limit", KEPT, KEPT)
     _, records = log.read(after, limit)
-    head = json.dumps({"slots": log.slots, "limits": asdict(engine.limits), "last": log.last})
+    head = json.dumps({"schema": SCHEMA, "slots": log.slots, "limits": asdict(engine.limits), "last": log.last})
     return Response(f'{head[:-1]}, "steps": [{",".join(records)}]}}\n', mimetype="application/json")
 
 
@@ -106,7 +106,7 @@ def _events(loop: BatchingLoop, log: StepLog, after: int, viewers: Viewers, conn
         if now != told:
             yield f"event: now\ndata: {now}\n\n"
             told, told_at = now, time.monotonic()
-        elif time.monotonic() - told_at >= HEARTBEAT_S:
+        elif time.monotonic() - told_at >= HEARTBEAT_S or (connection is not None and connection.sends_no_more):
             yield ": still here\n\n"
             told_at = time.monotonic()
 
@@ -115,7 +115,8 @@ def _state(loop: BatchingLoop) -> dict[str, Any]:
     """The engine as it stands, by the names that a record has."""
     state = loop.state()
     shown = {"queue": state["queue_depth"], "running": state["running"], "kv": round(state["kv_use"], 4)}
-    return {"mode": loop.mode["mode"]} | shown
+    since_reset = {"first_step": state["first_step"], "padding_share": state["padding_share"]}
+    return {"mode": loop.mode["mode"]} | shown | since_reset
 
 
 def _whole(name: str, default: int, most: int) -> int:

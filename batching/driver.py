@@ -21,6 +21,7 @@ from batching.step_time import Probe
 from batching.view import Overdue
 
 Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
+LOG_SCHEMA = 1  # in the first record; raised when a log of before cannot be replayed any more
 
 
 class Driver:
@@ -50,7 +51,7 @@ class Driver:
         self._submitting: tuple[Request, float] | None = None
         self.failure: PlanError | None = None  # of the policy that was deposed last, until somebody has told of it
         self.last_failure: str | None = None  # in a line
-        self._write("start", **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
+        self._write("start", schema=LOG_SCHEMA, **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
 
     def learn(self, probe: Probe) -> None:
         """A step that was measured before the first request came."""
@@ -131,7 +132,7 @@ class Driver:
             in_use = blocks.num_blocks - blocks.num_free
             self.stats.on_step(step, in_use)
             mode, kv = mode_of(scheduler.policy), in_use / blocks.num_blocks
-            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv)
+            self.steps.on_step(step, scheduler.resident, mode, scheduler.num_waiting, kv, self.stats.since_reset())
         return step
 
     def complete(self, result: StepResult) -> None:

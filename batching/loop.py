@@ -62,6 +62,11 @@ class Engine(NamedTuple):
     about: dict[str, Any]
     probes: Sequence[Probe] = ()  # steps measured while loading
 
+    @property
+    def served_names(self) -> Sequence[str]:
+        """The names under which clients ask for the model; the first is in answers."""
+        return self.about.get("served_model_names") or (self.about["model"],)
+
 
 class BatchingLoop:
     def __init__(
@@ -198,14 +203,16 @@ class BatchingLoop:
             | {
                 "step_time": {"coefficients": model.coefficients, "margin": model.margin, "recent_s": model.recent_s},
                 "last_policy_failure": driver.last_failure,
+                "policy_changes": scheduler.policy_changes,
             }
         )
 
     def state(self) -> dict[str, Any]:
         """How it stands now: the part of `stats` that takes no time to know. Raises Unavailable."""
         with self._condition:
-            scheduler = self._available(draining=True).scheduler
-        return {
+            driver = self._available(draining=True)
+        scheduler = driver.scheduler
+        return driver.stats.since_reset() | {
             "queue_depth": scheduler.num_waiting + self._submitted,
             "running": scheduler.num_resident,
             "kv_use": 1 - scheduler.blocks.num_free / scheduler.blocks.num_blocks,

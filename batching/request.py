@@ -8,6 +8,8 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -40,8 +42,22 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stream: int = 0  # of random numbers, 64 bits: batching/random_streams.py
-    min_tokens: int = 0  # before so many are generated, `not_yet` (a token) is never drawn
-    not_yet: int = -1
+    min_p: float = 0.0  # 0: off
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to a token's logit
+    repetition_penalty: float = 1.0  # 1: off
+    frequency_penalty: float = 0.0  # 0: off
+    presence_penalty: float = 0.0  # 0: off
+    min_tokens: int = 0  # before so many are generated, none of `stop_token_ids` is drawn
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the tokens that came before count."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+    @cached_property
+    def adjusts_logits(self) -> bool:
+        return bool(self.logit_bias or self.penalised or (self.min_tokens and self.stop_token_ids))
 
 
 class Logprob(NamedTuple):
@@ -49,6 +65,15 @@ class Logprob(NamedTuple):
 
     logprob: float
     top: list[tuple[int, float]]
+
+
+@dataclass(eq=False, slots=True)
+class Choices:
+    """The `n` requests that continue one prompt of a call: vLLM's metrics count them as one."""
+
+    n: int
+    answered: int = 0
+    longest: int = 0  # generated tokens, of those answered
 
 
 class RequestError(Exception):
@@ -84,6 +109,7 @@ class Request:
     stop: "Callable[[Request], bool] | None" = None  # asked after each generated token
     num_logprobs: int | None = None  # of how many alternatives; None: no log probabilities at all
     prompt_logprobs: bool = False  # those of the prompt's tokens too
+    choices: Choices | None = None  # None: it is the only one
     output_len: int | None = None  # tokens after which it will stop, where a workload knows; only oracles look at it
 
     # The books.
@@ -94,6 +120,7 @@ class Request:
     in_flight: int = field(init=False, default=0)  # steps under way that contain this request
     blocks: array = field(init=False, default_factory=lambda: array("i"))  # its KV block table, int32
     keys: list[bytes] = field(init=False, default_factory=list)  # of its full blocks, as far as they were asked for
+    num_cached: int = field(init=False, default=0)  # tokens that the prefix cache held when it was first admitted
     num_entered: int = field(init=False, default=0)  # blocks that are complete, and known to the prefix cache
     state: State = field(init=False, default=State.WAITING)
     finish_reason: str | None = field(init=False, default=None)  # "length" or "stop"
@@ -143,3 +170,27 @@ class Request:
     def output(self) -> list[int]:
         """The generated tokens."""
         return self.tokens[self.prompt_len :]
+
+    # The measures of docs/glossary.md, in seconds, once it has been answered with at least one token.
+
+    @property
+    def server_ttft(self) -> float:
+        """Time to first token, as the engine sees it: from arrival to the first token computed."""
+        return self.token_times[0] - self.arrival
+
+    @property
+    def itl(self) -> list[float]:
+        """Inter-token latencies: the time between each token and the one before."""
+        return [later - earlier for earlier, later in pairwise(self.token_times)]
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first, up to the last one; undefined for a single token."""
+        gaps = len(self.token_times) - 1
+        return (self.token_times[-1] - self.token_times[0]) / gaps if gaps > 0 else None
+
+    @property
+    def e2el(self) -> float:
+        """End-to-end latency: from arrival to the answer."""
+        assert self.answered_at is not None
+        return self.answered_at - self.arrival

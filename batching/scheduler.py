@@ -54,6 +54,7 @@ class Scheduler:
         self._empty_plans = 0
         self._empty_since = 0.0
         self.guard: Callable[[Callable[[], Any]], Any] = lambda ask: ask()  # calls what asks the policy; may raise Overdue
+        self.policy_changes = 0  # how often another policy has taken over, whoever asked for it
         self._last_ended = dict.fromkeys(Lane, -inf)
 
     # What comes in.
@@ -70,7 +71,8 @@ class Scheduler:
             raise Refused("invalid_request", "a request needs at least one prompt token and one token to generate")
         if req.id in self._requests:
             raise Refused("duplicate_id", f"request {req.id} is already under way")
-        if len(req.tokens) + req.max_tokens > self.limits.max_context:
+        alone = req.max_tokens == 1  # then the prompt may fill it: the token that is drawn takes no column
+        if len(req.tokens) + req.max_tokens - alone > self.limits.max_context:
             raise Refused(
                 "context_length_exceeded",
                 f"the prompt has {len(req.tokens)} tokens and num_tokens asks for {req.max_tokens} more: together they may "
@@ -156,6 +158,7 @@ class Scheduler:
             self._fail(req, told, now)
         self._drop_waiting()
         self.policy = self._last_resort if self.policy is self._last_good else self._last_good
+        self.policy_changes += 1
         self._last_good = self.policy
         self._empty_plans = 0
         return told.message
@@ -242,6 +245,7 @@ class Scheduler:
         while self._switches and not self._resident:
             self._last_good = self.policy
             self.policy = self._switches.pop(0)
+            self.policy_changes += 1
             self._empty_plans = 0
             self.blocks.forget()  # so that modes are compared from the same start
             for req in list(self._waiting):
@@ -351,6 +355,8 @@ class Scheduler:
         if row.shared is not None:
             req.blocks.extend(row.shared)
             req.num_entered = len(row.shared)
+            if not req.preemptions:
+                req.num_cached = len(row.shared) * self.limits.block_size
         if blocks:
             req.blocks.extend(self.blocks.allocate(blocks))
         req.variant = variant

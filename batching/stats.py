@@ -1,7 +1,7 @@
 """What happened, in the field's terms: a record a step, a record a request, and the summary that /stats shows.
 
-Written by the batching thread, read by HTTP threads under one lock. Times in seconds on the driver's clock; rates are per
-wall-clock second, padding and recomputed tokens left out of them and reported beside them.
+Written by the batching thread, read by HTTP threads under one lock. Times in seconds on the driver's clock. What each measure
+means stands in docs/glossary.md; padding and recomputed tokens are left out of all rates and reported beside them.
 
 Everything is counted once, since the start (`totals.py`). A reset only remembers how far the counts had come.
 """
@@ -10,37 +10,33 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from batching.plan import Plan
 from batching.request import Request
 from batching.step import Step, StepResult
-from batching.totals import CLASSES, Totals, class_of
+from batching.totals import CLASSES, Totals, class_of, share
 
 MAX_RECORDS = 5_000  # the newest are kept
 MAX_DECISIONS = 20
 
 
 class RequestRecord(NamedTuple):
-    """One answered request. `kind`: its priority, or promoted. `gaps`: the time between each token and the one before (ITL)."""
+    """One answered request: the times of `Request`. `kind`: its priority, or promoted."""
 
     kind: str
     server_ttft: float
+    tpot: float | None
+    itl: list[float]
     e2el: float
     output_tokens: int
-    gaps: tuple[float, ...]
-
-    @property
-    def tpot(self) -> float | None:
-        """Time per output token after the first; undefined for a single one."""
-        return sum(self.gaps) / len(self.gaps) if self.gaps else None
 
 
 class Stats:
     def __init__(self, now: float) -> None:
         self._lock = threading.Lock()
         self._totals = Totals()
+        self._live = 0  # requests that were submitted and are not yet answered
         self.reset(now, live=False)
 
     def reset(self, now: float, live: bool) -> None:
@@ -52,12 +48,17 @@ class Stats:
             self._decisions: deque[tuple[int, float, str, str]] = deque(maxlen=MAX_DECISIONS)
             self._started_at: float | None = now if live else None
             self._last_at = now
+            self._work_s = 0.0  # during which some request was live; and since when one is
+            self._work_since = now
 
     # What the driver reports.
 
     def on_submit(self, now: float) -> None:
         with self._lock:
             self._started_at = now if self._started_at is None else self._started_at
+            if not self._live:
+                self._work_since = now
+            self._live += 1
 
     def on_plan(self, plan: Plan, step: int, now: float) -> None:
         """A plan was committed: for the step of this number, or before it where nothing is computed."""
@@ -110,6 +111,10 @@ class Stats:
             self._totals.counts.errors[code] += 1
 
     def on_answer(self, req: Request) -> None:
+        with self._lock:
+            self._live -= 1
+            if not self._live and req.answered_at is not None:  # one that was refused took no time
+                self._work_s += max(0.0, req.answered_at - self._work_since)
         if req.error is not None:
             self.on_error(req.error.code)
             return
@@ -118,11 +123,9 @@ class Stats:
             self._totals.counts.finished[kind, req.finish_reason or ""] += 1
             self._totals.counts.variants[req.variant] += 1
             self._totals.histograms.answer(req)
-            gaps = tuple(later - earlier for earlier, later in pairwise(times))
-            answered = req.answered_at if req.answered_at is not None else times[-1]
-            self._last_at = max(self._last_at, answered)
-            record = RequestRecord(kind, times[0] - req.arrival, answered - req.arrival, len(times), gaps)
-            self._requests.append(record)
+            assert req.answered_at is not None
+            self._last_at = max(self._last_at, req.answered_at)
+            self._requests.append(RequestRecord(kind, req.server_ttft, req.tpot, req.itl, req.e2el, len(times)))
 
     # What readers see.
 
@@ -131,21 +134,29 @@ class Stats:
         with self._lock:
             return deepcopy(self._totals)
 
+    def since_reset(self) -> dict[str, Any]:
+        """What a step's record tells of `summary`: the id of the first step that counts in it, and the padding share."""
+        with self._lock:
+            counts, before = self._totals.counts, self._at_reset
+            padding, computed = counts.padding_tokens - before.padding_tokens, counts.computed_tokens - before.computed_tokens
+            return {"first_step": before.steps + 1, "padding_share": share(padding, computed)}
+
     def summary(self, now: float, live: bool) -> dict[str, Any]:
-        """The totals since the last reset, JSON-ready. The clock runs while requests are live, else to the last event."""
+        """The totals since the last reset, JSON-ready. `wall_s` runs from the first arrival while requests are live, else to
+        the last event; `total-elapsed-time` only while some request is live, so that pauses are not in it."""
         with self._lock:
             elapsed = 0.0 if self._started_at is None else max((now if live else self._last_at) - self._started_at, 1e-9)
+            work = self._work_s + (max(0.0, now - self._work_since) if self._live else 0.0)
             records = list(self._requests)
             per_token = [record.e2el / record.output_tokens for record in records]
             since = self._totals.counts - self._at_reset
             output, finished, steps = since.output_tokens, since.finished.total(), since.steps
-            rows = sum(size * times for size, times in since.batch_sizes.items())
-            work = since.computed_tokens + since.padding_tokens
             totals = {
                 "latency-per-token": _mean(per_token),
-                "throughput": output / elapsed if elapsed else 0.0,
+                "throughput": output / work if work else 0.0,
                 "total-tokens-handled": output,
-                "total-elapsed-time": elapsed,
+                "total-elapsed-time": work,
+                "wall_s": elapsed,
                 "request_throughput": finished / elapsed if elapsed else 0.0,
                 "output_token_throughput": output / elapsed if elapsed else 0.0,
                 "total_token_throughput": (output + since.prompt_tokens) / elapsed if elapsed else 0.0,
@@ -154,11 +165,11 @@ class Stats:
                 "errors": dict(since.errors),
                 "steps": steps,
                 "busy_share": self._busy / elapsed if elapsed else 0.0,
-                "mean_batch_size": rows / steps if steps else None,
+                "mean_batch_size": since.mean_batch_size,
                 "batch_size_histogram": {str(size): since.batch_sizes[size] for size in sorted(since.batch_sizes)},
                 "tokens_computed": since.computed_tokens,
                 "padding_tokens": since.padding_tokens,
-                "padding_share": since.padding_tokens / work if work else 0.0,
+                "padding_share": since.padding_share,
                 "graph_padding_rows": since.graph_padding_rows,
                 "recomputed_tokens": since.recomputed_tokens,
                 "prefix_cache_queries": since.prefix_cache_queries,
@@ -183,7 +194,7 @@ def _latencies(records: list[RequestRecord]) -> dict[str, Any]:
         "requests": len(records),
         "server_ttft": distribution(record.server_ttft for record in records),
         "tpot": distribution(record.tpot for record in records if record.tpot is not None),
-        "itl": distribution(gap for record in records for gap in record.gaps),
+        "itl": distribution(gap for record in records for gap in record.itl),
         "e2el": distribution(record.e2el for record in records),
     }
 

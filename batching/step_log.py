@@ -15,6 +15,7 @@ from batching.plan import Plan
 from batching.request import Priority, Request
 from batching.step import Row, Step, StepResult
 
+SCHEMA = 1  # of a record; raised when a field changes its meaning or goes, not when one joins
 KEPT = 10_000  # records; the newest
 MAX_REASONS = 20  # in a record, of a policy that gives one for each request that waits
 SHOWN_ID = 64  # characters
@@ -52,8 +53,11 @@ class StepLog:
             if len(self._why) < MAX_REASONS or request in self._why:
                 self._why[request] = why
 
-    def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
-        """A step was planned. `residents` hold a seat now, in the order in which they got it."""
+    def on_step(
+        self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float, since_reset: dict[str, Any]
+    ) -> None:
+        """A step was planned. `residents` hold a seat now, in the order in which they got it. `since_reset`: as /stats has it
+        with this step."""
         seats, residents = self._seats, dict.fromkeys(residents)
         gone = self._leave(residents)
         new = [self._shown(req) for req in seats if req.id in self._promoted] if self._promoted else []
@@ -84,6 +88,7 @@ class StepLog:
             "cached": step.num_cached,
             "tokens": 0,
             "padding": step.num_padding,
+            **since_reset,
             "load": step.load,
             "why": reasons,
         }
@@ -96,14 +101,13 @@ class StepLog:
         self._complete.update(times, tokens=tokens)
 
     def on_answer(self, req: Request) -> None:
-        """Answered requests go into the record of the last step that is complete: class, TTFT, TPOT, E2EL (ms), tokens."""
+        """Answered requests go into the record of the last step that is complete: class, server TTFT, TPOT, E2EL in
+        milliseconds, tokens."""
         self._serials.pop(req, None)
-        times = req.token_times
-        if req.error is not None or req.answered_at is None or not times:
+        if req.error is not None or req.answered_at is None or not req.token_times:
             return
-        tpot = _ms((times[-1] - times[0]) / (len(times) - 1)) if len(times) > 1 else None
-        latencies = _ms(times[0] - req.arrival), tpot, _ms(req.answered_at - req.arrival)
-        self._done.append([_class(req), *latencies, len(times)])
+        tpot = None if req.tpot is None else _ms(req.tpot)
+        self._done.append([_class(req), _ms(req.server_ttft), tpot, _ms(req.e2el), len(req.token_times)])
 
     def publish(self) -> None:
         """Let readers have the last complete step's record, once it is known who was answered after it, and the other lane's

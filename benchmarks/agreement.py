@@ -8,10 +8,9 @@ between the two best logits. Where the float32 gap is more than four times the l
 choice has to be the same; the rest is counted. Exits with 1 if one differs that should not.
 """
 
-import argparse
-
 import torch
 
+from benchmarks.program import arguments
 from kernels.batch import RaggedBatch
 from model.device import kv_dtype
 from model.engine import Loaded, load_model
@@ -23,7 +22,7 @@ CERTAIN = 4.0  # times the measured error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="gpt2-medium")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto")

@@ -7,7 +7,6 @@ are written to --work once. The two take turns, each in a process of its own, an
 benchmark beside peers.py that needs the server's own packages (flask, gunicorn).
 """
 
-import argparse
 import random
 import tempfile
 import time
@@ -15,9 +14,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import checkpoint
-from benchmarks.contenders import ours, ours_over_http
+from benchmarks.contenders import checkpoint, ours, ours_over_http
 from benchmarks.contenders.contender import Session, Setup
+from benchmarks.program import add_repeat, arguments
 from benchmarks.workload import LENGTHS, VOCAB_SIZE, Job
 
 CLIENTS = {"cpu": 64, "cuda": 256}
@@ -25,9 +24,9 @@ OUTPUTS = {"cpu": (64, 128), "cuda": (256, 512)}  # tokens, uniform
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--runs", type=int, default=2)
+    add_repeat(parser, 2)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "batchlab-peers", metavar="DIR")
     args = parser.parse_args()
     folder = checkpoint.made_once(args.work / "medium", lambda part: checkpoint.write(part, checkpoint.MEDIUM))
@@ -38,7 +37,7 @@ def main() -> None:
         for _ in range(CLIENTS[args.device])
     ]
     best = dict.fromkeys(("engine", "server"), 0.0)
-    for _ in range(args.runs):
+    for _ in range(args.repeat):
         for name in best:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 best[name] = max(best[name], pool.submit(speed, name, setup, jobs).result())

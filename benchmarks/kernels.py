@@ -10,12 +10,10 @@ GPU each is captured in a graph that goes over several caches, larger together t
 memory; the median of many replays counts. "error" is against float64 on fresh random inputs, relative.
 """
 
-import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.program import arguments, text, write_csv
 from kernels.attention import paged_attention
 from kernels.batch import RaggedBatch
 
@@ -135,7 +134,7 @@ KERNELS: dict[str, Make] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
@@ -153,10 +152,7 @@ def main() -> None:
             rows += measure(Inputs(batch, context, dtype, device), copy)
     print_table(rows)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([field.name for field in fields(Measured)])
-            writer.writerows([getattr(row, field.name) for field in fields(Measured)] for row in rows)
+        write_csv(args.csv, map(asdict, rows))
 
 
 @torch.inference_mode()
@@ -222,10 +218,11 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def print_table(rows: list[Measured]) -> None:
-    print(f"{'kernel':24} {'batch':>6} {'context':>8} {'us':>10} {'GB/s':>8} {'of copy':>8} {'error':>9}")
+    table = [["kernel", "batch", "context", "us", "GB/s", "of copy", "error"]]
     for row in rows:
-        figures = f"{row.microseconds:10.1f} {row.gb_per_s:8.0f} {row.of_copy:8.0%} {row.error:9.1e}"
-        print(f"{row.kernel:24} {row.batch:6} {row.context:8} {figures}")
+        figures = [f"{row.microseconds:.1f}", f"{row.gb_per_s:.0f}", f"{row.of_copy:.0%}", f"{row.error:.1e}"]
+        table.append([row.kernel, str(row.batch), str(row.context), *figures])
+    print(text(table))
 
 
 if __name__ == "__main__":

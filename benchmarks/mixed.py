@@ -8,13 +8,11 @@ Random weights on the real engine; Poisson arrivals, the same ones in every run;
 the server, the backlog is fed so that one batch of it runs while another waits. Prints a table; writes mixed.csv and mixed.png.
 """
 
-import argparse
-import csv
 import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from batching.scheduler import Scheduler
 from batching.stats import distribution
 from batching.step import Executor
 from batching.step_time import Load, Probe, StepTime
+from benchmarks.program import add_model, arguments, write_csv
 from jobs.runner import due_share
 from model.engine import load_model, make_executor
 from model.probe import probe
@@ -39,7 +38,7 @@ NEEDS = 0.8  # of its window, by the batch
 WINDOW_S = 180.0
 CAPACITY_S = 60.0
 TIMES = ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "longest")
-COLUMNS = [("run", 18, ""), ("seconds", 7, ".1f"), ("tokens/s", 8, ".0f"), ("deferred", 8, ""), ("over", 6, ".2%")] + [
+COLUMNS = [("run", 18, ""), ("seconds", 7, ".1f"), ("in+out/s", 8, ".0f"), ("deferred", 8, ""), ("over", 6, ".2%")] + [
     (name, 8, ".3f") for name in TIMES
 ]
 
@@ -59,11 +58,11 @@ class Run:
 
     @property
     def ttft(self) -> list[float]:
-        return [req.token_times[0] - req.arrival for req in self.of(Priority.IMMEDIATE)]
+        return [req.server_ttft for req in self.of(Priority.IMMEDIATE)]
 
     @property
     def itl(self) -> list[float]:
-        return [later - earlier for req in self.of(Priority.IMMEDIATE) for earlier, later in pairwise(req.token_times)]
+        return [gap for req in self.of(Priority.IMMEDIATE) for gap in req.itl]
 
     def row(self, slo_s: float) -> dict[str, Any]:
         """By COLUMNS. `over`: the share of times between tokens over the limit."""
@@ -75,10 +74,8 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
+    parser = arguments(__doc__)
+    add_model(parser, "gpt2")
     parser.add_argument("--requests", type=int, default=1000, help="immediate ones")
     parser.add_argument("--slo-ms", type=float, required=True, help="time between tokens to keep")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
@@ -94,7 +91,7 @@ def main() -> None:
     runs = list(bench.runs(args.requests))
     print_ratios(runs, args.slo_ms / 1e3)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_csv(runs, args.slo_ms / 1e3, args.out / "mixed.csv")
+    write_csv(args.out / "mixed.csv", (run.row(args.slo_ms / 1e3) for run in runs))
     draw(runs, args.slo_ms / 1e3, args.out / "mixed.png")
 
 
@@ -222,45 +219,45 @@ def print_ratios(runs: Sequence[Run], slo_s: float) -> None:
     print(f"""
 p99 time between tokens / limit          {itl / slo_s:6.2f}   at most 1.1
 p99 TTFT / without the backlog           {ttft / (distribution(alone.ttft)["p99"] or 1):6.2f}   at most 1.5
-tokens/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at least 0.85
+in+out/s / largest batch in the limit    {both.tokens_per_s / best:6.2f}   at least 0.85
 last of the batch / window               {done / WINDOW_S:6.2f}   at most 1
 p99 TTFT, dynamic / mixed                {late / ttft:6.1f}   at least 5
 deferred only, mixed / dynamic           {mixed.tokens_per_s / whole.tokens_per_s:6.2f}   0.95 to 1.05""")
 
 
-def write_csv(runs: Sequence[Run], slo_s: float, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [name for name, _, _ in COLUMNS])
-        writer.writeheader()
-        writer.writerows(run.row(slo_s) for run in runs)
-
-
 def draw(runs: Sequence[Run], slo_s: float, path: Path) -> None:
     """How long the immediate requests waited for their first token and between tokens, by run."""
-    import matplotlib
+    from client.shared import style
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (first, between) = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-    titles = {
-        "immediate, mixed": "alone",
-        "both, mixed": "beside deferred work, mixed",
-        "both, dynamic": "the same, dynamic (FCFS)",
+    shown = {
+        "immediate, mixed": ("alone", "mixed", ":"),
+        "both, mixed": ("beside deferred work, mixed", "mixed", "-"),
+        "both, dynamic": ("the same, dynamic (FCFS)", "dynamic", "-"),
     }
-    for run in runs:
-        if run.name in titles:
-            for axis, values in ((first, run.ttft), (between, run.itl)):
-                ordered = sorted(values)
-                axis.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=titles[run.name])
-    between.axvline(slo_s, color="k", linestyle=":", label="limit")
-    first.set(xscale="log", xlabel="seconds to the first token", ylabel="share of immediate requests or tokens")
-    between.set(xscale="log", xlabel="seconds between tokens")
-    for axis in (first, between):
-        axis.grid(alpha=0.3)
-    first.legend(*between.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.68, 0.3))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    caption = (
+        "Immediate requests alone, beside a backlog of deferred ones under mixed, and beside the same backlog first come, "
+        "first served. Further left is better: with mixed both curves stay close to each other and left of the limit."
+    )
+
+    @style.in_both_themes
+    def drawn(path: Path) -> None:
+        figure = style.figure(10, 4.4, "Does deferred work hurt those who wait?", caption)
+        first, between = figure.subplots(1, 2, sharey=True)
+        for run in runs:
+            if run.name in shown:
+                label, mode, line = shown[run.name]
+                for axis, values in ((first, run.ttft), (between, run.itl)):
+                    shares = [(i + 1) / len(values) for i in range(len(values))]
+                    axis.plot(sorted(values), shares, line, color=style.colour(mode), linewidth=2, label=label)
+        between.axvline(slo_s, color=style.theme().ink, linestyle="--", linewidth=1, label="limit")
+        first.set(xscale="log", xlabel="seconds to the first token", ylabel="share of immediate requests or tokens")
+        between.set(xscale="log", xlabel="seconds between tokens")
+        for axis in (first, between):
+            axis.grid(True)
+        first.legend(*between.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.68, 0.3))
+        style.save(figure, path)
+
+    drawn(path)
     print(f"wrote {path}")
 
 

@@ -22,18 +22,18 @@ source, in 4 to 11 minutes on two cores, for example from the Python package tha
 """
 
 import argparse
-import csv
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import checkpoint
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, checkpoint
 from benchmarks.contenders.contender import Missing, Setup
+from benchmarks.contenders.table import Row, table
 from benchmarks.contenders.turn import take_turn
-from benchmarks.peers_table import Row, table
+from benchmarks.program import add_repeat, arguments, write_csv
 
 LIMIT_S = 30.0  # for the baseline that computes everything anew
 
@@ -44,20 +44,20 @@ def main() -> None:
     folder = checkpoint.made_once(args.work / name, lambda part: checkpoint.write(part, shape))
     setup = Setup(folder, args.device, args.llama_server, LIMIT_S / 15 if args.tiny else LIMIT_S)
     rows = [Row(c) for c in CONTENDERS if any(part in c.title for part in args.only.split(","))]
-    for run in range(1, args.runs + 1):
+    for run in range(1, args.repeat + 1):
         for row in rows:
             if not row.note:
-                measure(row, setup, f"run {run} of {args.runs}")
+                measure(row, setup, f"run {run} of {args.repeat}")
     print(table(rows))
     if args.csv:
-        write_csv(args.csv, rows)
+        write_runs(args.csv, rows)
     if any(row.failed for row in rows):
         raise SystemExit(1)
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
+    parser = arguments(__doc__)
+    add_repeat(parser, 3)
     parser.add_argument("--only", default="", metavar="NAME,NAME", help='those with one of these in their "name dtype"')
     parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server, the program")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "batchlab-peers", metavar="DIR")
@@ -86,17 +86,20 @@ def measure(row: Row, setup: Setup, run: str) -> None:
     print(f"{run}: {row.contender.title}: {outcome} ({took:.0f} s)", file=sys.stderr, flush=True)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["contender", "dtype", "workload", "run", "tokens", "seconds", "tokens_per_s", "note"])
-        for row in rows:
-            for run, turn in enumerate(row.turns, 1):
-                for name, done in (("W1", turn.w1), ("W2", turn.w2)):
-                    figures = (done.tokens, f"{done.seconds:.4f}", f"{done.speed:.2f}")
-                    writer.writerow([row.contender.name, row.dtype, name, run, *figures, ""])
-            if row.note:
-                writer.writerow([row.contender.name, row.dtype, "", "", "", "", "", row.note])
+def write_runs(path: Path, rows: list[Row]) -> None:
+    write_csv(path, (line for row in rows for line in csv_lines(row)))
+
+
+def csv_lines(row: Row) -> Iterator[dict[str, object]]:
+    """One for each workload of each run, and one for the note."""
+    empty = dict.fromkeys(("workload", "run", "tokens", "seconds", "tokens_per_s", "note"))
+    who = {"contender": row.contender.name, "dtype": row.dtype} | empty
+    for run, turn in enumerate(row.turns, 1):
+        for name, done in (("W1", turn.w1), ("W2", turn.w2)):
+            figures = {"tokens": done.tokens, "seconds": f"{done.seconds:.4f}", "tokens_per_s": f"{done.speed:.2f}"}
+            yield who | {"workload": name, "run": run} | figures
+    if row.note:
+        yield who | {"note": row.note}
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ The books are those it was trained on (model/demo/README.md), of which the last 
 is scored from its second token on, through the same forward pass and paged KV cache that the server uses.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.program import arguments
 from kernels.batch import RaggedBatch
 from model.device import kv_dtype
 from model.engine import Loaded, load_model
@@ -24,7 +24,7 @@ BLOCK_SIZE = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("books", type=Path, help="a folder of .txt files")
     books = [path.read_text("ascii") for path in sorted(parser.parse_args().books.glob("*.txt"))]
     texts = [text[int(len(text) * (1 - HELD_OUT)) :] for text in books]

@@ -12,8 +12,6 @@ the same neighbours. Random weights; the best of several interleaved rounds coun
 tables, writes roofline.csv and roofline.png.
 """
 
-import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +29,7 @@ from batching.scheduler import Scheduler
 from batching.step import Executor
 from benchmarks import kernels
 from benchmarks.limits import FreeExecutor, Products, read_bandwidth, step_sizes
+from benchmarks.program import add_out, add_repeat, arguments, write_csv
 from benchmarks.workload import Job, all_at_once, one_at_a_time, serve
 from model import executor as executor_module
 from model import gpt, linear
@@ -64,20 +63,20 @@ class Point:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="gpt2-medium", choices=CONFIGS)
     parser.add_argument("--dtypes", default="fp32,bf16,int8")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--runs", type=int, default=3, help="rounds")
-    parser.add_argument("--out", type=Path, help="a folder for roofline.csv and roofline.png")
+    add_repeat(parser, 3)
+    add_out(parser)
     args = parser.parse_args()
     points = []
     for dtype in args.dtypes.split(","):
         loaded = load_model(args.model, "random", dtype, args.device, fall_back=False)
-        points += examine(loaded, args.runs)
+        points += examine(loaded, args.repeat)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_csv(points, args.out / "roofline.csv")
+        write_csv(args.out / "roofline.csv", map(asdict, points))
         draw(points, args.out / "roofline.png")
 
 
@@ -242,45 +241,46 @@ def print_tables(loaded: Loaded, bandwidth: float, products: Products, points: l
     print()
 
 
-def write_csv(points: list[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(points[0]))
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
-
-
 def draw(points: list[Point], path: Path) -> None:
     """Tokens a second against the limit, one panel a dtype, and below it where a step of 64 rows spends its time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from client.shared import style
 
     dtypes = list(dict.fromkeys(p.dtype for p in points))
-    figure, axes = plt.subplots(2, len(dtypes), figsize=(4.6 * len(dtypes), 8), sharey="row", squeeze=False)
-    for dtype, (rates, shares) in zip(dtypes, axes.T, strict=True):
-        for i, context in enumerate(CONTEXTS):
-            own = [p for p in points if (p.dtype, p.context) == (dtype, context)]
-            batches = [p.batch for p in own]
-            rates.plot(batches, [p.batch / p.step_s for p in own], "o-", color=f"C{i}", label=f"context {context}")
-            rates.plot(batches, [p.batch / p.limit_s for p in own], ":", color=f"C{i}")
-        rates.set(title=dtype, xscale="log", yscale="log", xlabel="batch", xticks=BATCHES, xticklabels=BATCHES)
-        rates.minorticks_off()
-        rates.grid(alpha=0.3)
-        own = [p for p in points if p.dtype == dtype and p.batch == 64]
-        places, bottom = range(len(own)), [0.0] * len(own)
-        for part in PARTS:
-            values = [1e3 * p.step_s * getattr(p, part) for p in own]
-            shares.bar(places, values, bottom=bottom, label=part)
-            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
-        shares.plot(places, [1e3 * p.limit_s for p in own], "k_", markersize=36, label="limit")
-        shares.set(xticks=list(places), xticklabels=[p.context for p in own], xlabel="context (64 rows)")
-    axes[0][0].set_ylabel("tokens a second (dotted: the limit)")
-    axes[1][0].set_ylabel("milliseconds a decode step")
-    axes[0][0].legend()
-    axes[1][0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    caption = (
+        "Above: decode steps by batch and context (solid) and their limit, the matrix products and one reading of the KV cache "
+        "(dotted): the gap is what the engine could still win. Below: where a step of 64 rows spends its time, and its limit."
+    )
+
+    @style.in_both_themes
+    def drawn(path: Path) -> None:
+        figure = style.figure(max(7.0, 4.6 * len(dtypes)), 8, "How close is a decode step to the machine's limit?", caption)
+        axes = figure.subplots(2, len(dtypes), sharey="row", squeeze=False)
+        for dtype, (rates, shares) in zip(dtypes, axes.T, strict=True):
+            for context, tone in zip(CONTEXTS, style.shades(len(CONTEXTS)), strict=True):
+                own = [p for p in points if (p.dtype, p.context) == (dtype, context)]
+                batches = [p.batch for p in own]
+                rates.plot(batches, [p.batch / p.step_s for p in own], "o-", color=tone, label=f"context {context}")
+                rates.plot(batches, [p.batch / p.limit_s for p in own], ":", color=tone)
+            rates.set(title=dtype, xscale="log", yscale="log", xlabel="batch", xticks=BATCHES, xticklabels=BATCHES)
+            rates.minorticks_off()
+            rates.grid(True)
+            own = [p for p in points if p.dtype == dtype and p.batch == 64]
+            places, bottom = range(len(own)), [0.0] * len(own)
+            for part, tone in zip(PARTS, style.shades(len(PARTS)), strict=True):
+                values = [1e3 * p.step_s * getattr(p, part) for p in own]
+                shares.bar(places, values, bottom=bottom, color=tone, label=part)
+                bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+            shares.plot(
+                places, [1e3 * p.limit_s for p in own], "_", color=style.theme().waste, markersize=36, mew=2, label="limit"
+            )
+            shares.set(xticks=list(places), xticklabels=[p.context for p in own], xlabel="context (64 rows)")
+        axes[0][0].set_ylabel("tokens a second (dotted: the limit)")
+        axes[1][0].set_ylabel("milliseconds a decode step")
+        axes[0][0].legend()
+        axes[1][0].legend()
+        style.save(figure, path)
+
+    drawn(path)
     print(f"wrote {path}")
 
 

@@ -7,12 +7,12 @@ The engine has 256 slots and a made-up law of step times. `results` are the figu
 else is what the simulator itself takes.
 """
 
-import argparse
 import resource
 import time
 
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits
+from benchmarks.program import arguments
 from simulator.plans import Lengths, poisson_plan
 from simulator.results import Results
 from simulator.step_times import Linear
@@ -25,7 +25,7 @@ LAW = Linear((5e-3, 2e-5, 5e-5, 1e-8, 1e-9))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--output", type=int, default=8, help="tokens of each")
     args = parser.parse_args()

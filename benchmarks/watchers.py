@@ -28,6 +28,7 @@ from batching.policy import Limits
 from batching.request import Request
 from batching.step import Step, StepResult
 from batching.step_log import StepLog
+from benchmarks.program import arguments
 
 SETTLE_S, MEASURE_S = 1.5, 8.0
 
@@ -96,11 +97,11 @@ def application() -> Flask:
 def others(batching: int | None) -> float:
     """Processor seconds of all threads of this process but the batching thread."""
     folders = [path for path in Path("/proc/self/task").iterdir() if path.name != str(batching)]
-    return sum(int((path / "schedstat").read_text().split()[0]) for path in folders) / 1e9
+    return sum(int((path / "schedstat").read_text(encoding="utf-8").split()[0]) for path in folders) / 1e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--steps-per-s", type=float, default=50)
     parser.add_argument("--viewers", default="0,1,8,64", help="numbers of them, separated by commas")

@@ -6,11 +6,13 @@ It must not know of HTTP, or of what is made of the figures. Times are seconds f
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from workload import Plan, PlannedRequest
+from client.shared.figures import middle_one
+from client.shared.plan import Plan, PlannedRequest
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Answer:
     server_ttft_s: float | None = None
     server_latency_s: float | None = None
     mode: str = ""  # as the server named it: another one where somebody switched during the run
+    instance: str = ""  # the id of the server that answered: another one where two stand behind one address
 
     @property
     def lag_s(self) -> float:
@@ -48,8 +51,8 @@ class Answer:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; undefined for a single one."""
-        return (self.done_s - self.piece_times[0]) / (self.tokens - 1) if self.piece_times and self.tokens > 1 else None
+        """Time per output token after the first, up to the last piece; undefined for a single one."""
+        return sum(self.gaps_s) / (self.tokens - 1) if self.piece_times and self.tokens > 1 else None
 
     @property
     def gaps_s(self) -> list[float]:
@@ -60,7 +63,10 @@ class Answer:
 @dataclass
 class ModeRun:
     """The answers of one mode, in the order they came, the server's /stats after the last, and its step records, by the
-    clock of the run; None where it keeps none. ``unserved``: requests without an answer by their error, of the simulator."""
+    clock of the run; None where it keeps none. ``unserved``: requests without an answer by their error, of the simulator.
+
+    For whether it was the mode that was asked for: its ``params`` as asked for (None: not known), /stats ``before`` the first
+    request, and the ids of the servers that answered the calls around the run."""
 
     mode: str
     answers: list[Answer] = field(default_factory=list)
@@ -68,11 +74,23 @@ class ModeRun:
     steps: list[dict[str, Any]] | None = None
     slots: int = 0
     unserved: dict[str, int] = field(default_factory=dict)
+    params: dict[str, Any] | None = None
+    before: dict[str, Any] = field(default_factory=dict)
+    instances: list[str] = field(default_factory=list)
+    repeat: int = 1  # its number
+    repeats: list[ModeRun] = field(
+        default_factory=list
+    )  # all runs of this mode, where there are several and this stands for them
+
+    @property
+    def last_s(self) -> float:
+        """When the last answer came."""
+        return max((answer.done_s for answer in self.answers), default=0.0)
 
     @property
     def wall_s(self) -> float:
-        """From the first planned send, which is near 0, to the last answer."""
-        return max((answer.done_s for answer in self.answers), default=0.0)
+        """From the first planned send to the last answer."""
+        return self.last_s - min((answer.request.at_s for answer in self.answers), default=0.0)
 
     def of(self, group: str) -> list[Answer]:
         """The answers to the requests of a priority; to ``all`` of them."""
@@ -95,6 +113,27 @@ class ModeRun:
         """``all``, and the priorities where there are both."""
         there = sorted({answer.request.priority for answer in self.answers}, reverse=True)
         return ["all", *there] if "deferred" in there else ["all"]
+
+
+def each_of(runs: Iterable[ModeRun]) -> list[ModeRun]:
+    """All runs, the repeats among them."""
+    return [one for run in runs for one in (run.repeats or [run])]
+
+
+def one_of_each_mode(runs: Iterable[ModeRun]) -> list[ModeRun]:
+    """A run for each mode, in the order of the modes; of repeats those of one repeat, which know the others."""
+    by_mode: dict[str, list[ModeRun]] = {}
+    for run in runs:
+        by_mode.setdefault(run.mode, []).append(run)
+    number = middle_one(next(iter(by_mode.values())), _throughput).repeat if by_mode else 1
+    chosen = [next((run for run in same if run.repeat == number), same[-1]) for same in by_mode.values()]
+    for run, same in zip(chosen, by_mode.values(), strict=True):
+        run.repeats = same if len(same) > 1 else []
+    return chosen
+
+
+def _throughput(run: ModeRun) -> float:
+    return sum(answer.tokens for answer in run.answers if not answer.error) / (run.wall_s or 1.0)
 
 
 @dataclass

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from arrivals import read_arrivals
 from dotenv import dotenv_values
-from lengths import read_lengths
-from metrics import LIMITS
-from traces import TraceRow, read_trace
-from workload import SELECTIONS, Workload
+
+from client.arrivals import read_arrivals
+from client.lengths import read_lengths
+from client.metrics import LIMITS
+from client.traces import TraceError, TraceRow, read_trace, window
+from client.workload import SELECTIONS, Workload
 
 PORT = 8500
+COUNT = 100
 RATE = 10.0  # requests a second, where neither --rate nor --duration says
 NUMTOKENS = (1, 25, 50, 100)
 MAX_BINS = 100_000
@@ -36,6 +38,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.prompt is not None and args.numtokens is None:
         parser.error("--prompt needs --numtokens N: how many tokens to generate")
+    if args.results and not (args.report or args.perfetto):
+        parser.error("--results needs --report DIR or --perfetto FILE: what to make of them")
     if args.prompt is None and args.numtokens is not None:
         parser.error("--numtokens goes with --prompt; for a run of many requests use --numtokens_range")
     if args.prompt is not None and (args.modes or args.deferred):
@@ -60,21 +64,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_workloads(args: argparse.Namespace) -> dict[str, Workload]:
     """What the flags say plans are drawn from, by the name of the arrivals where there are several. Raises TraceError."""
-    duration_s = args.duration if args.duration is not None else args.numsamples / (args.rate or RATE)
+    count = COUNT if args.numsamples is None else args.numsamples
     rows: list[TraceRow] = []
-    left_out = 0
+    left_out, speed = 0, args.speed
     if args.trace:
-        rows, left_out = read_trace(args.trace)
+        most = math.inf if args.trace_hours and args.numsamples is None else count
+        rows, left_out = window(read_trace(args.trace), args.trace_from, args.trace_hours or math.inf, most)
+        count, speed = len(rows), _speed(rows, args.rate) if args.rate else args.speed
     workload = Workload(
-        count=args.numsamples,
+        count=count,
         seed=args.seed,
         wait_s=args.wait,
-        duration_s=duration_s,
+        duration_s=count / (args.rate or RATE) if args.duration is None else args.duration,
         bins=args.bins,
         users=args.users,
         trace=tuple(rows),
         rows_left_out=left_out,
-        speed=args.speed,
+        speed=speed,
         prompt_lengths=args.prompt_lengths,
         output_lengths=args.output_lengths
         or (None if args.trace and not args.numtokens_range else tuple(args.numtokens_range or NUMTOKENS)),
@@ -87,31 +93,51 @@ def read_workloads(args: argparse.Namespace) -> dict[str, Workload]:
     return named or {"": workload}
 
 
+def _speed(rows: Sequence[TraceRow], rate: float) -> float:
+    """How many times as fast as in the trace they come at ``rate`` a second on average."""
+    gaps, span_s = len(rows) - 1, rows[-1].at_s
+    if gaps and not span_s:
+        raise TraceError("--rate: the requests of the trace all come at once")
+    return span_s * rate / gaps if gaps else 1.0
+
+
 # A flag that has nothing to say beside another one would be ignored: it is refused instead.
 WORKLOAD_FLAGS = (
-    "--numsamples", "--wait", "--arrivals", "--rate", "--duration", "--bins", "--users", "--trace", "--speed",
-    "--numtokens_range", "--prompt-lengths", "--output-lengths", "--selection", "--deferred", "--context", "--seed",
+    "--numsamples", "--wait", "--arrivals", "--rate", "--duration", "--bins", "--users", "--trace", "--trace-from",
+    "--trace-hours", "--speed", "--numtokens_range", "--prompt-lengths", "--output-lengths", "--selection", "--deferred",
+    "--context", "--seed",
 )  # fmt: skip
 APART = (
-    ("--results", (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--stream", "--url"), "nothing is sent"),
+    (
+        "--results",
+        (*WORKLOAD_FLAGS, "--plan", "--plan-only", "--prompt", "--modes", "--repeat", "--stream", "--url"),
+        "nothing is sent",
+    ),
     ("--plan", WORKLOAD_FLAGS, "the plan says it all"),
     (
         "--users",
-        ("--wait", "--arrivals", "--rate", "--duration", "--bins", "--trace", "--speed"),
+        ("--wait", "--arrivals", "--rate", "--duration", "--bins", "--trace", "--trace-from", "--trace-hours", "--speed"),
         "users send when they are free",
     ),
-    ("--trace", ("--wait", "--arrivals", "--rate", "--duration", "--bins"), "the trace has its own times; see --speed"),
+    ("--trace", ("--wait", "--arrivals", "--duration", "--bins"), "the trace has its own times; see --speed and --rate"),
     ("--arrivals", ("--wait",), "the arrivals say when"),
-    ("--rate", ("--duration",), "one follows from the other"),
+    ("--rate", ("--duration", "--speed"), "one follows from the other"),
     ("--output-lengths", ("--numtokens_range",), "both say how long outputs are"),
-    ("--prompt", ("--plan", "--plan-only", "--report", "--goodput", "--stream"), "it sends a single request"),
+    (
+        "--prompt",
+        ("--plan", "--plan-only", "--report", "--perfetto", "--goodput", "--repeat", "--stream"),
+        "it sends a single request",
+    ),
+    ("--plan-only", ("--perfetto", "--repeat"), "nothing is sent"),
 )
 NEEDED = {
-    "--results": "--report",
-    "--rate": "--arrivals",
-    "--duration": "--arrivals",
-    "--bins": "--arrivals",
-    "--speed": "--trace",
+    "--results": ("--report",),
+    "--rate": ("--arrivals", "--trace"),
+    "--duration": ("--arrivals",),
+    "--bins": ("--arrivals",),
+    "--speed": ("--trace",),
+    "--trace-from": ("--trace",),
+    "--trace-hours": ("--trace",),
 }
 
 
@@ -121,8 +147,8 @@ def _check_combination(parser: argparse.ArgumentParser, given: set[str]) -> None
             if {flag, other} <= given:
                 parser.error(f"{other} cannot go with {flag}: {why}")
     for flag, needed in NEEDED.items():
-        if flag in given and needed not in given:
-            parser.error(f"{flag} goes with {needed}")
+        if flag in given and given.isdisjoint(needed):
+            parser.error(f"{flag} goes with {' or '.join(needed)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # --mode for --modes would look as if it had been a flag
     )
     add = parser.add_argument_group("what is sent").add_argument
-    add("--numsamples", type=_count, default=100, metavar="N", help="how many requests (default 100)")
+    add("--numsamples", type=_count, metavar="N", help=f"how many requests (default {COUNT}; with --trace-hours all of them)")
     add("--wait", type=_wait, default=1.0, metavar="S", help="pause 0..S seconds, at random, between sends (default 1)")
     add(
         "--arrivals",
@@ -145,11 +171,18 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of --wait, one or several: low, medium or high bursts; OUTER/INNER, as in zipf:a=1.2/uniform; "
         "gamma:burstiness=0.5; constant; at-once",
     )
-    add("--rate", type=_positive, metavar="R", help=f"with --arrivals: requests a second on average (default {RATE:g})")
+    add(
+        "--rate",
+        type=_positive,
+        metavar="R",
+        help=f"with --arrivals or --trace: requests a second on average (default {RATE:g}, or as in the trace)",
+    )
     add("--duration", type=_positive, metavar="S", help="with --arrivals: seconds, instead of --rate")
     add("--bins", type=_bins, default=20, metavar="G", help="with --arrivals: how many a burst's time is cut into (default 20)")
     add("--users", type=_count, metavar="N", help="closed loop: N users, each waits for an answer before the next request")
     add("--trace", type=Path, metavar="FILE", help="replay a CSV or JSON trace; the first --numsamples of its requests")
+    add("--trace-from", type=_wait, default=0.0, metavar="H", help="with --trace: from its hour H on (default 0)")
+    add("--trace-hours", type=_positive, metavar="H", help="with --trace: so many hours of it")
     add("--speed", type=_positive, default=1.0, metavar="X", help="with --trace: X times as fast (default 1)")
     add(
         "--numtokens_range",
@@ -171,16 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_int, default=0, metavar="N", help="of everything drawn (default 0)")
     add("--plan", type=Path, metavar="FILE", help="send the requests of a plan.json instead")
     add("--plan-only", action="store_true", help="write plan.json and plan.png, and send nothing")
-    add("--results", type=Path, metavar="FILE", help="send nothing: the page of a results.json, also of the simulator's")
+    add("--results", type=Path, metavar="FILE", help="send nothing: show a results.json again, also the simulator's")
     add("--prompt", metavar="TEXT", help="send this one request and print its completion; needs --numtokens")
     add("--numtokens", type=_count, metavar="N", help="tokens to generate for --prompt")
     add = parser.add_argument_group("how, and what comes of it").add_argument
-    add(
-        "--modes",
-        type=_modes,
-        metavar="A,B",
-        help="modes to compare, with commas (default: the one the server is in)",
-    )
+    add("--modes", type=_modes, metavar="A,B", help="modes to compare, with commas (default: the one the server is in)")
+    add("--repeat", type=_count, default=1, metavar="N", help="fire the plan N times in each mode, in turn (default 1)")
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -204,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for results.csv, plan.json and latency.png, overwritten",
     )
     add("--report", type=Path, metavar="DIR", help="write report.html, its pictures and all figures to DIR instead")
+    add("--perfetto", type=Path, metavar="FILE", help="write steps, sequence slots and requests as a trace for ui.perfetto.dev")
     add("--url", metavar="URL", help=f"the server (default http://IP:{PORT})")
     return parser
 
@@ -299,7 +329,7 @@ def _setting(name: str) -> str:
     """From the environment, else from client/.env, else empty."""
     value = os.environ.get(name)
     if value is None:
-        value = dotenv_values(ENV_FILE).get(name)
+        value = dotenv_values(ENV_FILE, encoding="utf-8-sig").get(name)
     return (value or "").strip()
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from distributions import Draws, Shape, check_positive, draw_within, gaussian, inverse_gaussian, read_shape, zipf
+
+from client.distributions import Draws, Shape, check_positive, draw_within, gaussian, inverse_gaussian, read_shape, zipf
 
 # Parameters with their defaults. Outer ones draw a bin's weight, inner ones a place in [0, 1) of a bin.
 OUTER = {

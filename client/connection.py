@@ -14,12 +14,14 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import aiohttp
-from answers import Answer
-from metrics import number
-from workload import PlannedRequest
+
+from client.answers import Answer
+from client.metrics import number
+from client.shared.plan import PlannedRequest
 
 CONNECT_S = 10.0
 PROBE_S = 5.0
+INSTANCE = "BatchLab-Instance"  # the header that names the server
 CALL_S = 60.0
 # A request, or a switch that waits for running ones, may take long on a slow machine; Ctrl-C ends it sooner.
 PATIENT_S = 3600.0
@@ -42,6 +44,7 @@ class Server:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession
+        self.instances: set[str] = set()  # of the servers that answered calls
 
     async def __aenter__(self) -> Server:
         sent = aiohttp.TraceConfig()
@@ -85,6 +88,7 @@ class Server:
                     found = await read(response, start)
                 else:
                     found = {"error": str(response.status), "message": await _error_message(response)}
+                found["instance"] = response.headers.get(INSTANCE, "")
         except aiohttp.ConnectionTimeoutError:
             found = {"error": "no connection", "message": f"none within {CONNECT_S:g} s"}
         except asyncio.TimeoutError:
@@ -112,7 +116,7 @@ class Server:
         """Server-sent events, each with the time at which it was read."""
         times: list[float] = []
         pieces: list[str] = []
-        reason = ""
+        reason = mode = ""
         usage: dict[str, Any] = {}
         async for line in response.content:
             if not line.startswith(b"data:"):
@@ -124,7 +128,8 @@ class Server:
                 prompt = number(usage, "prompt_tokens")
                 if prompt is not None:
                     counts["prompt_tokens"] = int(prompt)
-                return counts | {"completion": "".join(pieces), "finish_reason": reason, "piece_times": tuple(times)}
+                text = {"completion": "".join(pieces), "finish_reason": reason, "mode": mode}
+                return counts | text | {"piece_times": tuple(times)}
             event = json.loads(data)
             if "error" in event:
                 kind = str(event["error"].get("code") or event["error"].get("type") or "stream error")
@@ -135,6 +140,7 @@ class Server:
                     times.append(came)
                     pieces.append(choice["text"])
                 reason = choice.get("finish_reason") or reason
+                mode = choice.get("mode") or mode
         return {"error": "connection lost", "message": "the stream ended before its end"}
 
     async def call(
@@ -144,6 +150,7 @@ class Server:
         try:
             async with self._send(method, path, body, timeout_s) as response:
                 status = response.status
+                self.instances.update(filter(None, [response.headers.get(INSTANCE)]))
                 if status == 401:
                     told = await _error_message(response)
                     text = f"the server does not accept the key (401: {told}): set API_KEY in client/.env"
@@ -175,9 +182,9 @@ class Server:
             pass
         raise ClientError(f"{self.url} has no /v1/models, so nothing can be streamed: try --no-stream")
 
-    async def switch(self, mode: str) -> None:
-        """PUT /mode; returns once the new policy has taken over, which waits for running requests."""
-        await self.call("PUT", "/mode", {"mode": mode}, PATIENT_S)
+    async def switch(self, mode: str) -> dict[str, Any]:
+        """PUT /mode; returns once the new policy has taken over, which waits for running requests: with the answer."""
+        return await self.call("PUT", "/mode", {"mode": mode}, PATIENT_S)
 
     async def reset_stats(self) -> None:
         """POST /stats/reset; a server that leaves this to the teacher is still measured, with a word of warning."""

@@ -12,10 +12,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from answers import Answer, ModeRun
-from connection import ClientError, Server
 from tqdm import tqdm
-from workload import Plan, PlannedRequest
+
+from client.answers import Answer, ModeRun
+from client.connection import ClientError, Server
+from client.shared.plan import Plan, PlannedRequest
 
 GRACE_S = 5.0  # after the server is gone: how long to wait for the answers still on their way
 

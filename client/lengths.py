@@ -7,7 +7,8 @@ from __future__ import annotations
 import random
 
 import numpy as np
-from distributions import Shape, draw_within, gaussian, read_shape, zipf
+
+from client.distributions import Shape, draw_within, gaussian, read_shape, zipf
 
 LENGTHS = {
     "fixed": {"tokens": 64.0},

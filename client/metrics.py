@@ -1,7 +1,8 @@
 """The figures of a run in the field's terms, and the server's own beside them, like with like.
 
 It must not know of HTTP, threads or pictures. TTFT, E2EL and goodput count from the planned send, so that a late client cannot
-flatter a slow server; what is compared with the server counts from the actual send. Rates are per wall-clock second.
+flatter a slow server; what is compared with the server counts from the actual send. Rates are per wall-clock second. What each
+measure means stands in docs/glossary.md.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from answers import Answer, ModeRun
+from client.answers import Answer, ModeRun
+from client.shared import figures
+from client.shared.figures import LATENCIES, STATISTICS, Distribution, distribution
 
-LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-STATISTICS = ("mean", "p50", "p90", "p99")
 LIMITS = ("ttft", "tpot", "e2el")  # of goodput, as `vllm bench serve` has them
 APART = 0.05
 LATE_S = 0.010
-
-Distribution = dict[str, float | None]
 
 
 def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, Any]:
@@ -29,24 +27,16 @@ def summary(run: ModeRun, group: str, limits: Mapping[str, float]) -> dict[str, 
     answers = run.of(group)
     good = [answer for answer in answers if not answer.error]
     prompts = [n for answer in good if (n := answer.prompt_tokens or answer.request.prompt_tokens) is not None]
-    output = sum(answer.tokens for answer in good)
     errors = Counter(answer.error for answer in answers if answer.error) + Counter(run.unserved if group == "all" else {})
-    # A priority's rates are shares of the whole run's time, so that they add up to the mode's.
-    wall_s = run.wall_s
-    rates = {
-        "request_throughput": len(good) / wall_s if wall_s else None,
-        "output_token_throughput": output / wall_s if wall_s else None,
-        "total_token_throughput": (output + sum(prompts)) / wall_s if wall_s and len(prompts) == len(good) else None,
-        "goodput": sum(meets(answer, limits) for answer in good) / wall_s if limits and wall_s else None,
-    }
-    counts = {
-        "requests": len(good) + errors.total(),
-        "ok": len(good),
-        "errors": dict(errors.most_common()),
-        "wall_s": wall_s,
-        "output_tokens": output,
-    }
-    return counts | rates | {name: distribution(values(good, name)) for name in LATENCIES}
+    return figures.summary(
+        ok=len(good),
+        errors=dict(errors.most_common()),
+        wall_s=run.wall_s,  # of the whole run for a priority too, so that their rates add up to the mode's
+        output_tokens=sum(answer.tokens for answer in good),
+        prompt_tokens=sum(prompts) if len(prompts) == len(good) else None,
+        kept_limits=sum(meets(answer, limits) for answer in good) if limits else None,
+        latencies={name: values(good, name) for name in LATENCIES},
+    )
 
 
 def values(answers: Sequence[Answer], name: str) -> list[float]:
@@ -58,15 +48,9 @@ def values(answers: Sequence[Answer], name: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def as_the_server_has_it(answers: Sequence[Answer], name: str) -> list[float]:
-    """As ``values``, but from the actual send, and TPOT up to the last piece: a static batch holds the end of an answer
-    back."""
-    good = [answer for answer in answers if not answer.error]
-    if name == "tpot":
-        return [sum(answer.gaps_s) / (answer.tokens - 1) for answer in good if answer.piece_times and answer.tokens > 1]
-    if name in ("ttft", "e2el"):
-        return [value - answer.lag_s for answer in good if (value := _latency(answer, name)) is not None]
-    return values(answers, name)
+def since_sent(answers: Sequence[Answer], name: str) -> list[float]:
+    """As ``values``, for the two that count from a send: from the actual one, to set the server's beside them."""
+    return [value - answer.lag_s for answer in answers if not answer.error and (value := _latency(answer, name)) is not None]
 
 
 def _latency(answer: Answer, name: str) -> float | None:
@@ -107,26 +91,12 @@ def beside_the_server(run: ModeRun) -> list[Figure]:
     mine = summary(run, "all", {})
     pairs = [(name.replace("_", " "), mine[name], number(run.stats, name)) for name in mine if name.endswith("_throughput")]
     for name, shown in LATENCIES.items():
-        client = distribution(as_the_server_has_it(run.answers, name))
+        counts_from_a_send = name in ("ttft", "e2el")
+        client = distribution(since_sent(run.answers, name)) if counts_from_a_send else mine[name]
         theirs = "server_ttft" if name == "ttft" else name
+        shown += " since sent" if counts_from_a_send else ""
         pairs += [(f"{shown} {s}", client[s], number(run.stats, "latency", "all", theirs, s)) for s in STATISTICS]
     return [Figure(name, c, s) for name, c, s in pairs if c is not None and s is not None]
-
-
-def distribution(numbers: Sequence[float]) -> Distribution:
-    shares = {f"p{percent}": percentile(numbers, percent) for percent in (50, 90, 99)}
-    return {"mean": fmean(numbers) if numbers else None} | shares
-
-
-def percentile(numbers: Sequence[float], percent: float) -> float | None:
-    """Between the two nearest ranks, linearly; None of nothing."""
-    if not numbers:
-        return None
-    ordered = sorted(numbers)
-    position = (len(ordered) - 1) * percent / 100
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def number(stats: Any, *keys: str) -> float | None:

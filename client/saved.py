@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from answers import Answer, ModeRun, Stream
-from workload import Plan, PlannedRequest
+from client.answers import Answer, ModeRun, Stream, one_of_each_mode
+from client.shared import schema
+from client.shared.plan import Plan, PlannedRequest
 
 
 class ResultsError(ValueError):
@@ -20,13 +21,19 @@ class ResultsError(ValueError):
 def read_results(path: Path) -> tuple[str, Stream]:
     """What they are about, and the plan with its runs. Raises ResultsError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(value, dict) or "modes" not in value:
+            raise ValueError('it must be an object with "modes"')
+        schema.check(value.get("schema"), schema.RESULTS, "results")
         runs = [_run(mode) for mode in value["modes"]]
+        runs = one_of_each_mode(runs)
         requests = {answer.request.index: answer.request for run in runs for answer in run.answers}
         plan = Plan(tuple(requests[index] for index in sorted(requests)), made=str(value["plan"]))
         about = str(value["about"])
     except OSError as error:
         raise ResultsError(f"{path}: {error.strerror or error}") from None
+    except schema.SchemaError as error:
+        raise ResultsError(f"{path}: {error}") from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ResultsError(f"{path}: is no results.json: {type(error).__name__}: {error}") from None
     if not requests:
@@ -37,6 +44,9 @@ def read_results(path: Path) -> tuple[str, Stream]:
 def _run(mode: dict[str, Any]) -> ModeRun:
     answers = [_answer(row) for row in mode["answers"]]
     run = ModeRun(str(mode["mode"]), answers, dict(mode["server_stats"]), mode["steps"], int(mode["slots"]))
+    run.params, run.before = mode.get("params"), dict(mode.get("server_stats_before") or {})
+    run.repeat = int(mode["repeat"])
+    run.instances = list(mode.get("instances") or ())
     if run.simulated:  # which writes no answer for what it refused
         run.unserved = {str(kind): int(count) for kind, count in mode["groups"]["all"]["errors"].items()}
     return run
@@ -66,4 +76,5 @@ def _answer(row: dict[str, Any]) -> Answer:
         server_ttft_s=row["server_ttft_s"],
         server_latency_s=row["server_latency_s"],
         mode=row["answered_mode"],
+        instance=row.get("answered_by", ""),
     )

@@ -12,21 +12,25 @@ import math
 import time
 from typing import Any
 
-from answers import ModeRun
-from connection import ClientError, Server
+from client.answers import ModeRun
+from client.connection import ClientError, Server
+from client.shared import schema
 
 POLL_S = 0.5
 PAGE = 1000  # records a call
 
 
 class StepLog:
-    """Reads on where it stopped. ``there`` turns False at a server that has no step records."""
+    """Reads on where it stopped. ``there`` turns False at a server without step records that this client can read, and where
+    several servers answer: the ids of their steps go on from each other's as if they were one's. ``note`` says why, if it is
+    worth a line."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._after = 0
         self._slots = 0
         self.there = True
+        self.note = ""
 
     async def skip(self) -> None:
         """Past what was before."""
@@ -62,10 +66,19 @@ class StepLog:
             self.there = False
             return []
         steps, slots = found.get("steps"), found.get("slots")
-        if not isinstance(steps, list) or not isinstance(slots, int):
+        if not isinstance(steps, list) or not isinstance(slots, int) or self._mixed(steps):
             self.there = False
+            return []
+        try:
+            schema.check(found.get("schema"), schema.STEPS, "step records")
+        except schema.SchemaError as error:
+            self.there, self.note = False, f"measured without the server's step records: {error}"
             return []
         self._slots = slots
         if steps:
             self._after = steps[-1]["id"]
         return steps
+
+    def _mixed(self, steps: list[dict[str, Any]]) -> bool:
+        """Whether these are another server's, or may be."""
+        return len(self._server.instances) > 1 or bool(steps and steps[0]["id"] <= self._after)

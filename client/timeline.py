@@ -1,13 +1,13 @@
 """What was in each sequence slot over time, from the server's step records: as numbers, and as a picture of numbers.
 
-It must not know of files, colours' drawing or HTTP. A record's ``cells`` has a character for each slot; see CODES.
+It must not know of files, colours or HTTP. A record's ``cells`` has a character for each slot; see CODES.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,15 @@ COLUMNS = 1600  # of a picture
 SHORT_GAP_S = 0.02  # between two steps: planning, and no idleness of slots worth drawing
 
 
-class Code(NamedTuple):
-    label: str
-    colour: str
-
-
 CODES = (
-    Code("empty slot", "#F4F4F4"),
-    Code("decoding, immediate request", "#0072B2"),
-    Code("decoding, deferred request", "#7CC4EE"),
-    Code("prompt (prefill)", "#222222"),
-    Code("computed again after a preemption", "#CC79A7"),
-    Code("wasted: finished, keeps its slot", "#E69F00"),
-    Code("holds its slot, gets nothing", "#B8B8B8"),
-    Code("no record", "#FFF4CC"),
+    "empty slot",
+    "decoding, immediate request: the mode's colour",
+    "decoding, deferred request: lighter",
+    "prompt (prefill)",
+    "computed again after a preemption",
+    "wasted: finished, computes padding",
+    "holds its slot, gets nothing",
+    "no record",
 )
 EMPTY, IMMEDIATE, DEFERRED, PREFILL, AGAIN, WASTED, IDLE, NO_RECORD = range(len(CODES))
 CELLS = {"d": IMMEDIATE, "p": PREFILL, "r": AGAIN, "x": WASTED, "w": IDLE}
@@ -44,6 +39,8 @@ class Timeline:
         self._ends = np.array([step["end_s"] for step in steps])
         self._seconds = np.array([step["ms"] / 1e3 for step in steps])
         self._cells = _codes(steps, slots)
+        self._padding = sum(step.get("padding", 0) for step in steps)
+        self._computed = sum(step.get("computed", 0) for step in steps)
         self._preempted = sum(how == "p" for step in steps for _, how in step.get("gone", ()))
 
     @cached_property
@@ -57,11 +54,10 @@ class Timeline:
         """Which of CODES occur."""
         return set(np.unique(self._cells).tolist()) | ({NO_RECORD} if self._from_s else set())
 
-    @cached_property
-    def wasted(self) -> float:
-        """Of the time for which slots were held, the share in which the row in it had finished; 0 where none was held."""
-        held = ((self._cells != EMPTY) * self._seconds[:, None]).sum()
-        return float(((self._cells == WASTED) * self._seconds[:, None]).sum() / held) if held else 0.0
+    @property
+    def padding_share(self) -> float:
+        """Of all tokens computed, the share that was padding, as the server counts it."""
+        return self._padding / (self._padding + self._computed) if self._padding else 0.0
 
     @cached_property
     def mean_held(self) -> float:
@@ -76,7 +72,7 @@ class Timeline:
         times = "1 preemption" if self._preempted == 1 else f"{self._preempted} preemptions"
         preempted = f", {times}" if self._preempted else ""
         since = f"from {self._from_s:.1f} s on: " if self._from_s else ""
-        return f"{since}{self.mean_held:.1f} slots held on average, {self.wasted:.0%} of it wasted{preempted}"
+        return f"{since}{self.mean_held:.1f} slots held on average, padding {self.padding_share:.1%}{preempted}"
 
     def picture(self, last_s: float, slots: int) -> NDArray[np.uint8]:
         """[slots, COLUMNS]: what each slot held at that time, from 0 to ``last_s``; short prompts are at least a column

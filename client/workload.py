@@ -1,29 +1,25 @@
-"""The plan of a run: which request is sent when, all of it drawn from one seed before the first is sent, and kept as plain
-JSON.
+"""The plan of a run: which request is sent when, all of it drawn from one seed before the first is sent.
 
-Pure but for reading and writing that file: it must not know of HTTP, clocks or modes. Every mode is fired the same plan, so
+It must not know of HTTP, clocks or modes. Every mode is fired the same plan, so
 that a difference between two modes is the server's doing and not the workload's.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from arrivals import Arrivals, draw_arrivals
-from distributions import Shape
-from lengths import draw_lengths, fit, words
-from traces import TraceRow
+
+from client.arrivals import Arrivals, draw_arrivals
+from client.distributions import Shape
+from client.lengths import draw_lengths, fit, words
+from client.shared.plan import Plan, PlannedRequest
+from client.traces import TraceRow
 
 SELECTIONS = ("random", "descend")
-PRIORITIES = ("immediate", "deferred")
-FORMAT = 1  # of the file
 
 OPENINGS = (
     "The old house at the end of the lane",
@@ -45,49 +41,6 @@ OPENINGS = (
 )
 
 
-class PlanError(ValueError):
-    """A file that is no plan; the message names the file and the field."""
-
-
-@dataclass(frozen=True)
-class PlannedRequest:
-    """One request of the plan; ``at_s`` counts from the start of the run. In a closed loop it is 0 until the request's turn
-    comes. ``prompt_tokens`` is None where the prompt was not made to a length."""
-
-    index: int
-    at_s: float
-    prompt: str
-    num_tokens: int
-    priority: str
-    seed: int
-    prompt_tokens: int | None = None
-
-    def body(self) -> dict[str, str | int]:
-        """The JSON body of its POST /inference; its own seed makes the text the same in every mode."""
-        return {
-            "prompt": self.prompt,
-            "num_tokens": self.num_tokens,
-            "priority": self.priority,
-            "seed": self.seed,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """``users``: None in an open loop; else how many requests are under way at a time. ``made`` says in words what it was drawn
-    from, ``notes`` what had to be changed."""
-
-    requests: tuple[PlannedRequest, ...]
-    users: int | None = None
-    made: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def duration_s(self) -> float:
-        """From the start to the last planned send."""
-        return max((request.at_s for request in self.requests), default=0.0)
-
-
 @dataclass(frozen=True)
 class Workload:
     """What a plan is drawn from. Requests leave as ``arrivals`` has it within ``duration_s``, or as in ``trace``, or as soon
@@ -102,7 +55,7 @@ class Workload:
     bins: int = 20
     users: int | None = None
     trace: tuple[TraceRow, ...] = ()
-    rows_left_out: int = 0  # of the trace
+    rows_left_out: int = 0  # of the trace, among those
     speed: float = 1.0
     prompt_lengths: Shape | None = None
     output_lengths: Shape | tuple[int, ...] | None = None
@@ -114,8 +67,6 @@ class Workload:
 def make_plan(workload: Workload) -> Plan:
     """Draw it. Exactly ``deferred_share`` of the requests, rounded half up, are deferred; ``descend`` gives the output lengths
     of ``random``, longest first. Raises ValueError where a parameter will not do."""
-    if workload.trace:
-        workload = replace(workload, trace=workload.trace[: workload.count], count=min(workload.count, len(workload.trace)))
     count, seed = workload.count, workload.seed
     times = _times(workload)
     outputs = _outputs(workload)
@@ -127,7 +78,10 @@ def make_plan(workload: Workload) -> Plan:
     cut = sum(pair != before for pair, before in zip(pairs, zip(prompts, outputs, strict=True), strict=True))
     notes = [f"{cut} of {count} requests were cut to fit a context of {workload.context} tokens"] if cut else []
     if workload.rows_left_out:
-        notes.append(f"{workload.rows_left_out} rows of the trace without a prompt or an output were left out")
+        rows = count + workload.rows_left_out
+        notes.append(f"{workload.rows_left_out} of {rows} rows of the trace were left out: they have no prompt or no output")
+    if workload.trace:
+        notes.append(f"sending takes {_span(times[-1])} in each mode")
 
     prompt_draw, seed_draw = _stream(seed, "prompt"), _stream(seed, "seed")
     share = math.floor(workload.deferred_share * count + 0.5)
@@ -145,6 +99,11 @@ def make_plan(workload: Workload) -> Plan:
         for index, (prompt, output) in enumerate(pairs)
     )
     return Plan(requests, workload.users, _in_words(workload), tuple(notes))
+
+
+def _span(seconds: float) -> str:
+    """As one says it: 45 s, 12 min, 3.5 h."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _stream(seed: int, name: str) -> random.Random:
@@ -193,7 +152,7 @@ def _in_words(workload: Workload) -> str:
     if workload.users:
         times = f"closed loop with {workload.users} users"
     elif workload.trace:
-        times = "times of a trace" + (f", {workload.speed:g} times as fast" if workload.speed != 1 else "")
+        times = "times of a trace" + (f", {workload.speed:.4g} times as fast" if workload.speed != 1 else "")
     elif workload.arrivals:
         times = f"arrivals {workload.arrivals} within {round(workload.duration_s, 2):g} s"
     else:
@@ -207,60 +166,3 @@ def _in_words(workload: Workload) -> str:
     deferred = f", {workload.deferred_share:.0%} deferred" if workload.deferred_share else ""
     lengths = f"prompts: {prompts}; outputs: {outputs_said} tokens, {workload.selection}"
     return f"{workload.count} requests{deferred}; {times}; {lengths}; seed {workload.seed}"
-
-
-# ---- the file
-
-
-def write_plan(path: Path, plan: Plan) -> None:
-    """Plain JSON, a request a line."""
-    head = {"plan": FORMAT, "made": plan.made, "notes": plan.notes, "users": plan.users}
-    lines = [json.dumps({key: value for key, value in asdict(request).items() if key != "index"}) for request in plan.requests]
-    text = json.dumps(head)[:-1] + ', "requests": [\n' + ",\n".join(lines) + "\n]}\n"
-    path.write_text(text, encoding="utf-8")
-
-
-def read_plan(path: Path) -> Plan:
-    """A plan that was written, or made by other means. Raises PlanError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: is not JSON: {error}") from None
-    listed = value.get("requests") if isinstance(value, dict) else None
-    if not isinstance(listed, list) or not listed or value.get("plan") != FORMAT:
-        raise PlanError(f'{path}: is no plan: it must be an object with "plan": {FORMAT} and a list of "requests"')
-    users = value.get("users")
-    if users is not None and not (_whole(users) and users >= 1):
-        raise PlanError(f"{path}: users must be null or a whole number of at least 1, not {users!r}")
-    found = [_read_request(f"{path}, request {number}", entry) for number, entry in enumerate(listed, 1)]
-    ordered = sorted(found, key=lambda request: request.at_s)
-    requests = tuple(replace(request, index=index) for index, request in enumerate(ordered))
-    notes = value.get("notes")
-    return Plan(requests, users, str(value.get("made") or ""), tuple(map(str, notes)) if isinstance(notes, list) else ())
-
-
-def _read_request(place: str, entry: Any) -> PlannedRequest:
-    if not isinstance(entry, dict):
-        raise PlanError(f"{place}: must be an object, not {type(entry).__name__}")
-
-    def check(name: str, good: bool, told: str) -> None:
-        if not good:
-            raise PlanError(f"{place}: {name} must be {told}, not {str(entry.get(name))[:60]!r}")
-
-    at_s: Any = entry.get("at_s")
-    prompt: Any = entry.get("prompt")
-    length: Any = entry.get("prompt_tokens")
-    number = isinstance(at_s, int | float) and not isinstance(at_s, bool)
-    check("at_s", number and 0 <= at_s < math.inf, "a number of seconds from 0 on")
-    check("prompt", isinstance(prompt, str) and bool(prompt), "a text")
-    check("num_tokens", _whole(entry.get("num_tokens")) and entry["num_tokens"] >= 1, "a whole number of at least 1")
-    check("priority", entry.get("priority") in PRIORITIES, " or ".join(PRIORITIES))
-    check("seed", _whole(entry.get("seed")) and entry["seed"] >= 0, "a whole number from 0 on")
-    check("prompt_tokens", length is None or (_whole(length) and length >= 1), "null or a whole number of at least 1")
-    return PlannedRequest(0, float(at_s), prompt, entry["num_tokens"], entry["priority"], entry["seed"], length)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

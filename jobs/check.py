@@ -6,7 +6,8 @@ its model, is checked when its turn comes: a bad one costs its own line only. Mu
 
 import json
 import zlib
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterator
 from itertools import count
 from typing import Any, BinaryIO
 
@@ -26,7 +27,7 @@ class _Fault(Exception):
 
 
 def check(
-    stream: BinaryIO, endpoint: str, model: str, max_lines: int = MAX_LINES, max_errors: int = MAX_ERRORS
+    stream: BinaryIO, endpoint: str, models: Collection[str], max_lines: int = MAX_LINES, max_errors: int = MAX_ERRORS
 ) -> tuple[list[Line], list[BatchError]]:
     """The lines of the file, and what is wrong with it: good if nothing is. Blank lines are numbered, but are no lines.
 
@@ -43,7 +44,7 @@ def check(
         try:
             if requests > max_lines:
                 raise _Fault("too_many_lines", f"there may be at most {max_lines} requests in a file")
-            custom_id = _check_line(raw, number, endpoint, model, seen)
+            custom_id = _check_line(raw, number, endpoint, models, seen)
         except _Fault as fault:
             errors.append(BatchError(fault.code, str(fault), number, fault.param))
             if len(errors) == max_errors or requests > max_lines:
@@ -57,8 +58,10 @@ def check(
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
-    """Number, offset and bytes of each line, without its line feed; None for the bytes of one that is too long."""
-    offset = 0
+    """Number, offset and bytes of each line, without its line feed; None for the bytes of one that is too long. A byte order
+    mark before the first is none of it."""
+    offset = len(BOM_UTF8) if stream.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+    stream.seek(offset)
     for number in count(1):
         raw = stream.readline(MAX_LINE_BYTES + 1)
         if not raw:
@@ -71,7 +74,7 @@ def _raw_lines(stream: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
         offset += size
 
 
-def _check_line(raw: bytes | None, number: int, endpoint: str, model: str, seen: dict[str, int]) -> str:
+def _check_line(raw: bytes | None, number: int, endpoint: str, models: Collection[str], seen: dict[str, int]) -> str:
     """The custom_id of a good line; also noted in `seen`. Raises _Fault."""
     if raw is None:
         raise _Fault("line_too_long", f"a line may have at most {MAX_LINE_BYTES} bytes")
@@ -89,8 +92,9 @@ def _check_line(raw: bytes | None, number: int, endpoint: str, model: str, seen:
         raise _Fault("invalid_method", f"method: must be POST, not {method[:60]!r}", "method")
     if (url := _need(line, "url", str)) != endpoint:
         raise _Fault("invalid_url", f"url: must be {endpoint}, the endpoint of the batch, not {url[:60]!r}", "url")
-    if (wanted := _need(_need(line, "body", dict), "model", str, "body.")) != model:
-        raise _Fault("model_not_found", f"body.model: must be {model}, which is served, not {wanted[:60]!r}", "body.model")
+    if (wanted := _need(_need(line, "body", dict), "model", str, "body.")) not in models:
+        allowed = " or ".join(models)
+        raise _Fault("model_not_found", f"body.model: must be {allowed}, which is served, not {wanted[:60]!r}", "body.model")
     return custom_id
 
 

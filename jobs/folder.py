@@ -21,13 +21,16 @@ LETTING_GO_S, LOOK_S = 3.0, 0.05  # a server that was just killed takes a moment
 
 class Folder:
     def __init__(self, path: Path) -> None:
-        """Create the folder where it is not there yet, and take it. Raises StoreError, also if another process has it."""
+        """Create the folder where it is not there yet, and take it. Raises StoreError, also if another process has it.
+        What is in it is nobody else's to read."""
         self.files = path / "files"
         with storage_errors(path):
-            self.files.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.files.mkdir(exist_ok=True)
+            self.files.chmod(0o700)
             _sync_directory(path)
             _sync_directory(path.parent)
-            self._lock = (path / "lock").open("a+", encoding="ascii")
+            self._lock = open(path / "lock", "a+", encoding="ascii", opener=_private)  # noqa: SIM115 - open as long as we have it
             try:
                 self._take(path)
             except BaseException:
@@ -50,6 +53,11 @@ class Folder:
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
 
+    def make_private(self, path: Path) -> None:
+        """A file beside ours, empty if it is not there yet. Raises OSError."""
+        os.close(_private(path, os.O_RDWR | os.O_CREAT))
+        path.chmod(0o600)  # one that is older
+
     def close(self) -> None:
         """Let another process have the folder."""
         self._lock.close()
@@ -60,7 +68,7 @@ class Folder:
         part, size = f"{name}.part", 0
         try:
             with storage_errors(self.files):
-                with (self.files / part).open("wb") as file:
+                with open(self.files / part, "wb", opener=_private) as file:
                     for chunk in chunks:
                         size += len(chunk)
                         if limit_bytes is not None and size > limit_bytes:
@@ -99,6 +107,10 @@ class Folder:
 
     def _ours(self) -> list[Path]:
         return [path for path in self.files.iterdir() if OURS.fullmatch(path.name)]
+
+
+def _private(path: str | Path, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _sync_directory(path: Path) -> None:

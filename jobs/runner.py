@@ -225,17 +225,17 @@ class Runner:
 
     def _has_its_model(self, batch: Batch) -> bool:
         """Or was the server started with another one? Then it waits, until it expires, for the next start."""
-        served = self._loop.ready_engine().about["model"]
-        if batch.model != served and batch.id not in self._other_model:
-            log.warning("%s waits: it is for %s, this server has %s", batch.id, batch.model, served)
+        served = self._loop.ready_engine().served_names
+        if batch.model not in served and batch.id not in self._other_model:
+            log.warning("%s waits: it is for %s, this server has %s", batch.id, batch.model, ", ".join(served))
             self._other_model.add(batch.id)
-        return batch.model == served
+        return batch.model in served
 
     def _validate(self, batch: Batch) -> Batch:
-        model = self._loop.ready_engine().about["model"]
+        models = self._loop.ready_engine().served_names
         with self._store.open_file(batch.input_file_id) as file:
-            lines, errors = check(file, batch.endpoint, model)
-        return self._store.reject(batch.id, errors) if errors else self._store.accept(batch.id, lines, model)
+            lines, errors = check(file, batch.endpoint, models)
+        return self._store.reject(batch.id, errors) if errors else self._store.accept(batch.id, lines, models[0])
 
     def _begin(self, batch: Batch) -> Job:
         now = self._loop.clock()

@@ -66,6 +66,7 @@ class Store:
         self._folder = Folder(folder)
         try:
             with storage_errors(self._path):
+                self._folder.make_private(self._path)  # SQLite's log takes it over from the database
                 self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import cpu_attention
-from kernels.batch import RaggedBatch
+from kernels.batch import HEAD_SIZES, RaggedBatch
 
 TRITON_CAPABILITY = (8, 0)  # of an NVIDIA GPU: Ampere and later; a T4 has 7.5
 
@@ -27,7 +27,7 @@ def paged_attention(
 ) -> torch.Tensor:
     """Write the new K and V into their slots, then attend. q, k, v: (T, nh, hs). Caches: (blocks, nh, block_size, hs), of a
     dtype of their own. Returns (T, nh, hs) in q's dtype."""
-    if has_triton(q.device):
+    if has_triton(q.device) and q.shape[2] in HEAD_SIZES:
         from kernels import decode_attention, ragged_attention  # elsewhere there may be no triton at all
 
         one_each = q.shape[0] == batch.tables.shape[0]

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+HEAD_SIZES = (16, 32, 64, 128)  # that there are Triton kernels for
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def check(
             raise ValueError(f"{name}: strides {x.stride()}: a token's heads have to lie one after the other, tokens as q's do")
     if q.dtype not in FLOATS:
         raise TypeError(f"q, k, v are {q.dtype}, not one of {FLOATS}")
-    if head_size not in (16, 32, 64, 128):
-        raise ValueError(f"head size {head_size}: there are kernels for 16, 32, 64 and 128")
+    if head_size not in HEAD_SIZES:
+        raise ValueError(f"head size {head_size}: there are kernels for {', '.join(map(str, HEAD_SIZES))}")
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
         if x.dim() != 4 or x.shape != k_cache.shape or x.shape[1] != heads or x.shape[3] != head_size:
             raise ValueError(

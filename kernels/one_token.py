@@ -40,14 +40,20 @@ def linear(x: torch.Tensor, addresses: Sequence[int], outputs: int, gelu: bool) 
 
 
 def block(
-    x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch, addresses: Sequence[int], epsilon: int
+    x: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: RaggedBatch,
+    addresses: Sequence[int],
+    inner: int,
+    epsilon: int,
 ) -> torch.Tensor:
     """A block's output (1, C) for its input x (1, C), whose K and V are written into the caches as `paged_attention` does.
     `addresses`: weight and bias of both layer norms, then, of each layer in the order they are used, those that `panels.layer`
-    asks for. `epsilon`: the layer norms', by its bits."""
+    asks for. `inner`: the width of the MLP. `epsilon`: the layer norms', by its bits."""
     x = x.contiguous()
     width = x.shape[1]
-    y, between = torch.empty_like(x), torch.empty(9 * width, dtype=x.dtype)
+    y, between = torch.empty_like(x), torch.empty((ATTENDED + 2) * width + inner, dtype=x.dtype)
     q, size = between.data_ptr(), width * x.element_size()
     pieces, arguments = cpu_attention.describe(
         q, q + size, q + 2 * size, q + ATTENDED * size, 3 * width, k_cache, v_cache, batch
@@ -59,7 +65,7 @@ def block(
         *(0,) * (COUNTERS - 1),
         *addresses,
         *(x.data_ptr(), y.data_ptr(), q, width, layer_norm.kernel_for(x.dtype).address, epsilon),
-        *(cpu_attention.kernel_for(x.dtype, k_cache.dtype).address, attention.buffer_info()[0], pieces),
+        *(cpu_attention.kernel_for(x.dtype, k_cache.dtype).address, attention.buffer_info()[0], pieces, inner),
     )
     return y
 
@@ -81,10 +87,10 @@ def _linear(stored: Any) -> Any:
 def _block(stored: Any) -> Any:
     @cfunc(cpu.SIGNATURE, cache=True)
     def kernel(arguments):
-        a = carray(arguments, 37)
-        counters, norms, layers, width = a.ctypes.data, a[8:12], a[12:28], a[31]
+        a = carray(arguments, 38)
+        counters, norms, layers, width, inner = a.ctypes.data, a[8:12], a[12:28], a[31], a[37]
         x, y = carray(pointer(a[28], stored), width), carray(pointer(a[29], stored), width)
-        between = carray(pointer(a[30], stored), 9 * width)
+        between = carray(pointer(a[30], stored), 5 * width + inner)
         qkv, attended = between[: 3 * width], between[3 * width : 4 * width]
         halfway, wide = between[4 * width : 5 * width], between[5 * width :]
         normed = np.empty_like(x)

@@ -1,5 +1,8 @@
 """What this machine is good at: which device, which dtype, how much memory is free."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -42,11 +45,17 @@ def free_memory(device: torch.device) -> int:
     """Bytes that could be taken now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _cpu_flags() -> set[str]:
-    with open("/proc/cpuinfo") as file:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
         return next((set(line.split(":", 1)[1].split()) for line in file if line.startswith("flags")), set())
+
+
+def to_device(values: Sequence[float] | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting until it has done what it was given before."""
+    here = torch.tensor(values, dtype=dtype)
+    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)

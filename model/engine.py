@@ -12,19 +12,22 @@ from batching.blocks import blocks_for
 from batching.policy import Limits
 from batching.step import Executor
 from kernels.attention import has_triton
+from kernels.batch import HEAD_SIZES
 from model import checkpoint
-from model.checkpoint import CheckpointError
+from model.checkpoint_config import CheckpointError, special_ids
 from model.cuda_graphs import CudaCapture
 from model.device import free_memory, kv_dtype, pick_device, pick_dtype, weight_dtype
 from model.executor import GPTExecutor
 from model.gpt import GPT, cut
 from model.kv_cache import KVCache
 from model.linear import lay_out
-from model.tokenizer import Tokenizer, VocabularyError, load_demo_tokenizer, load_gpt2_tokenizer
+from model.tokenizer import NoVocabulary, Tokenizer, VocabularyError, load_gpt2_tokenizer, load_tokenizer
 from model.variants import VariantExecutor
+from model.weight_files import find
 
 BLOCK_SIZE = 16
 CPU_KV_BYTES = 4 << 30
+GPT2_EMBEDDINGS = (50257, 50304)  # GPT-2's own, and nanoGPT's, which pads them to a multiple of 64
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,18 @@ def load_model(name: str, weights: str, dtype: str, device: str, *, fall_back: b
     kind = pick_dtype(dtype, on)
     if weights == "random":
         config = checkpoint.config_of(name, checkpoint.DEMO if name == "demo" else None)
-        tokenizer = _vocabulary(name, None) or load_demo_tokenizer(checkpoint.DEMO)
+        tokenizer = (None if name == "demo" else load_gpt2_tokenizer()) or load_tokenizer(checkpoint.DEMO)
         note = None if tokenizer.vocab_size == config.vocab_size else "GPT-2's vocabulary is not on this machine: using demo's"
         model = _ready(checkpoint.random(config, weight_dtype(kind), on), kind, on)
         return Loaded(model, tokenizer, name, "random", kind, on, note)
     try:
         folder = checkpoint.fetch(name) if weights == "pretrained" else Path(weights)
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder")
+        find(folder)  # without weights that is what to say first
         config = checkpoint.config_of(name, folder)
-        found = _vocabulary(name, folder)
-        if found is None:
-            raise CheckpointError(f"{name}: GPT-2's vocabulary is neither in {folder} (vocab.json) nor in tiktoken's cache")
-        if found.vocab_size > config.vocab_size:
-            raise CheckpointError(f"{folder}: the model has {config.vocab_size} tokens, vocabulary {found.name} more")
+        tokenizer, note = _tokenizer_for(folder, config.vocab_size)
         model = _ready(checkpoint.load(folder, config, weight_dtype(kind), on), kind, on)
         shown = "bundled" if folder == checkpoint.DEMO else weights
-        return Loaded(model, found, name, shown, kind, on)
+        return Loaded(model, tokenizer, name, shown, kind, on, note)
     except CheckpointError as error:
         if not fall_back:
             raise
@@ -86,7 +84,7 @@ def load_variants(loaded: Loaded, names: Sequence[str], dtype: str, device: str)
         if variant == loaded.name:
             raise ValueError(f"variants: {variant} is the model itself; name those beside it")
         whole = loaded if name == loaded.name else load_model(name, weights, dtype, device, fall_back=False)
-        if whole.tokenizer.name != loaded.tokenizer.name:
+        if whole.tokenizer.pieces != loaded.tokenizer.pieces:
             theirs = f"{whole.tokenizer.name}, {loaded.name}'s is {loaded.tokenizer.name}"
             raise ValueError(f"variants: the vocabulary of {variant} is {theirs}")
         most = whole.model.config.n_layer - 1
@@ -105,9 +103,19 @@ def _ready(model: GPT, dtype: str, device: torch.device) -> GPT:
     return model
 
 
-def _vocabulary(name: str, folder: Path | None) -> Tokenizer | None:
+def _tokenizer_for(folder: Path, embeddings: int) -> tuple[Tokenizer, str | None]:
+    """The vocabulary of a checkpoint, and what is to be said of it. One that brings none has GPT-2's, if it has as many
+    embeddings. Raises CheckpointError."""
     try:
-        return load_demo_tokenizer(folder or checkpoint.DEMO) if name == "demo" else load_gpt2_tokenizer(folder)
+        return load_tokenizer(folder).for_model(embeddings, *special_ids(folder)), None
+    except NoVocabulary as error:
+        if embeddings not in GPT2_EMBEDDINGS:
+            told = f"{error}, and with {embeddings} tokens it is not GPT-2's: put its tokenizer.json there"
+            raise CheckpointError(told) from error
+        if (gpt2 := load_gpt2_tokenizer()) is None:
+            told = f"{error}, and GPT-2's is not in tiktoken's cache either: put a tokenizer.json there"
+            raise CheckpointError(told) from error
+        return gpt2.for_model(embeddings, *special_ids(folder)), f"{error}: using GPT-2's"
     except VocabularyError as error:
         raise CheckpointError(str(error)) from error
 
@@ -135,7 +143,10 @@ def make_executor(
     if num_blocks < a_context:
         need = a_context * block_bytes / 2**30
         raise ValueError(f"kv-memory-gb: one context takes {need:.3g} GiB of KV cache, {budget / 2**30:.3g} GiB are given")
-    graphs = has_triton(loaded.device)  # plain torch's attention asks the device for numbers, which no graph can hold
+    fitting = all(variant.model.config.head_size in HEAD_SIZES for variant in variants)
+    graphs = (
+        has_triton(loaded.device) and fitting
+    )  # plain torch's attention asks the device for numbers, which no graph can hold
     limits = Limits(
         max_batch_size=max_batch_size,
         token_budget=token_budget,

@@ -23,6 +23,7 @@ from model.cuda_graphs import Capture, DecodeGraphs
 from model.gpt import GPT
 from model.kv_cache import KVCache
 from model.logprobs import Scores
+from model.penalties import Past
 from model.sampling import sample
 from model.step_inputs import Shape, StepInputs
 
@@ -140,7 +141,8 @@ class GPTExecutor:
             logits, features = self._logits(features[: len(drawn)]), features[len(drawn) :]
         # A request may have tokens that are still under way: those before the drawn one are counted, not looked at.
         indices = [row.start + max(row.count, 1) - row.req.prompt_len for row in drawn]
-        tokens = sample(logits, [row.req.sampling for row in drawn], indices)
+        pasts = {place: self._past(row) for place, row in enumerate(drawn) if row.req.sampling.penalised}
+        tokens = sample(logits, [row.req.sampling for row in drawn], indices, pasts, self._drawn)
         scores = self._score(rows, drawn, logits, tokens, features)
         if self.depth > 1:
             self._drawn[: len(drawn)].copy_(tokens)
@@ -161,6 +163,12 @@ class GPTExecutor:
         pairs = zip(features.split(SCORED_AT_ONCE), known.split(SCORED_AT_ONCE), strict=True) if prompts else ()
         slices = ((self._logits(some), following) for some, following in pairs)
         return Scores.of(chain([(logits[wanted], tokens[wanted])], slices), [*owners, *prompts])
+
+    def _past(self, row: Row) -> Past:
+        """The tokens before the one that is drawn after `row`."""
+        req, end = row.req, row.start + max(row.count, 1)
+        known = req.tokens[:end]
+        return Past(known, req.prompt_len, self._places.get(req.id, -1) if len(known) < end else -1)
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         return self._logits(self._features(inputs))

@@ -4,7 +4,9 @@ one row of T, prefill chunks and decodes mixed, attention per request over a pag
 Read it top down. It knows nothing of requests, policies or HTTP; `kernels/attention.py` does the attention.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -22,10 +24,29 @@ class GPTConfig:
     vocab_size: int = 50257
     block_size: int = 1024  # the context: positions there are
     layer_norm_epsilon: float = 1e-5
+    n_inner: int | None = None  # width of the MLP: 4 * n_embd, unless it is given
+    activation: str = "gelu_new"  # of ACTIVATIONS
+    bias: bool = True  # without, those of a checkpoint are zeros here
+    tied: bool = True  # a checkpoint without a head of its own has the token embeddings for it
+    scale_attn_weights: bool = True  # attention's scores are divided by sqrt(head size)
+    scale_attn_by_inverse_layer_idx: bool = False  # and by the layer's number, from 1 (Mistral: Karamcheti et al. 2021)
 
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
+
+    def query_factor(self, layer: int) -> float:
+        """What queries are multiplied by when they are loaded, since the kernels always divide by sqrt(head size)."""
+        factor = 1.0 if self.scale_attn_weights else self.head_size**0.5
+        return factor / (layer + 1) if self.scale_attn_by_inverse_layer_idx else factor
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_new": partial(nn.GELU, approximate="tanh"),  # GPT-2's own
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
 
 
 class GPT(nn.Module):
@@ -37,7 +58,7 @@ class GPT(nn.Module):
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # GPT-2 ties the two
+        self.lm_head.weight = self.wte.weight  # GPT-2 ties the two; a checkpoint may have two of its own
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, batch: RaggedBatch, sampled: torch.Tensor
@@ -110,9 +131,10 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU(approximate="tanh")
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.act = ACTIVATIONS[config.activation]()
+        self.c_proj = nn.Linear(inner, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        return self.c_proj(self.act(self.c_fc(x)))

@@ -22,24 +22,32 @@ USUAL_TOKENS = 64  # a layout is chosen for so many in a step, and serves any nu
 
 
 def lay_out(model: GPT, dtype: str) -> None:
-    """Replace the layers of `model`, which is on a CPU: `dtype` is fp32, bf16 or int8; others stay as they are. GELU becomes a
-    part of the layer before it. The token embeddings of an int8 model are kept in bfloat16."""
+    """Replace the layers of `model`, which is on a CPU: `dtype` is fp32, bf16 or int8; others stay as they are. GPT-2's GELU
+    becomes a part of the layer before it; another activation stays a step of its own. The
+    token embeddings of an int8 model are kept in bfloat16."""
     if dtype != "int8" and not _can_pack(model.wte.weight.dtype):
         return
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear):
-                gelu = isinstance(module, MLP) and name == "c_fc"
+                gelu = isinstance(module, MLP) and name == "c_fc" and _is_gelu(module.act)
                 setattr(module, name, Int8Linear(layer, gelu) if dtype == "int8" else PackedLinear(layer, gelu))
-            elif isinstance(layer, nn.GELU):
-                setattr(module, name, nn.Identity())
             elif isinstance(layer, nn.LayerNorm):
                 setattr(module, name, LayerNorm(layer))
+    block: Any
     for i, block in enumerate(model.h):  # after their layers
+        if not _is_gelu(block.mlp.act):
+            continue
+        block.mlp.act = nn.Identity()
         if all(layer.alone for layer in _layers(block)):
             model.h[i] = LaidOutBlock(block)
     if dtype == "int8":
         model.wte.to(torch.bfloat16)  # half the memory; added to the float32 positions it becomes float32
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    """Whether it is the one that the kernels know."""
+    return isinstance(activation, nn.GELU) and activation.approximate == "tanh"
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -62,10 +70,11 @@ class LaidOutBlock(Block):
         self.addresses = [tensor.data_ptr() for tensor in tensors]  # looked up once: in a step each microsecond shows
         self.addresses += [address for layer in _layers(block) for address in layer.addresses]
         self.epsilon = as_bits(block.ln_1.epsilon)
+        self.inner = block.mlp.c_fc.outputs
 
     def forward(self, x: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         if x.shape[0] == 1 and x.dtype is self.ln_1.weight.dtype:
-            return one_token.block(x, k_cache, v_cache, batch, self.addresses, self.epsilon)
+            return one_token.block(x, k_cache, v_cache, batch, self.addresses, self.inner, self.epsilon)
         return super().forward(x, k_cache, v_cache, batch)
 
 
@@ -89,11 +98,12 @@ class PackedLinear(nn.Module):
         self.gelu = gelu
         self.alone = weight.dtype == torch.bfloat16 and panels.can_read(self.weight, weight)
         self.summand = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
+        self.outputs = len(weight)
         self.addresses = [torch.ops.mkldnn.data_ptr(self.weight), 0, 0, self.summand.data_ptr()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.alone and x.shape[0] == 1 and x.dtype is torch.bfloat16:
-            return one_token.linear(x, self.addresses, len(self.summand), self.gelu)
+            return one_token.linear(x, self.addresses, self.outputs, self.gelu)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return gelu_(product) if self.gelu else product
 
@@ -111,13 +121,14 @@ class Int8Linear(nn.Module):
         self.bias = torch.zeros(len(rounded)) if layer.bias is None else layer.bias.detach().float()
         self.weight: Any = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.gelu = gelu
+        self.outputs = len(rounded)
         self.alone = panels.can_read(self.weight, rounded)
         self.addresses = [torch.ops.mkldnn.data_ptr(self.weight)] if self.alone else []
         self.addresses += [tensor.data_ptr() for tensor in (self.scales, self.sums, self.bias)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.alone and x.shape[0] == 1 and x.dtype is torch.float32:
-            return one_token.linear(x, self.addresses, len(self.bias), self.gelu)
+            return one_token.linear(x, self.addresses, self.outputs, self.gelu)
         levels, scales, zeros = quantize.quantize(x)
         product = torch.ops.onednn.qlinear_pointwise(
             levels, 1.0, 0, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""

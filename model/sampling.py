@@ -6,24 +6,34 @@ cumulated distribution this has one merit that counts here: rounding errors of a
 change a draw only where the two best are that close, not at each of 50,257 boundaries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, log
 
 import torch
 
 from batching.request import SamplingParams
+from model.device import to_device
+from model.penalties import Past, adjust
 
 MASK64 = (1 << 64) - 1
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's (Steele et al. 2014)
+NO_PASTS: Mapping[int, Past] = {}
 Narrow = Callable[[torch.Tensor, Sequence[SamplingParams]], tuple[torch.Tensor, torch.Tensor]]
 
 
-def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> torch.Tensor:
+def sample(
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    indices: Sequence[int],
+    pasts: Mapping[int, Past] = NO_PASTS,
+    drawn: torch.Tensor | None = None,
+) -> torch.Tensor:
     """One token a row: (R,) int64, on the device of the logits. logits: (R, vocab) float32; params and indices (how many tokens
-    were generated before) by row.
+    were generated before) by row; `pasts` and `drawn`: what came before, for rows with penalties (`penalties.adjust`).
 
     Rows are drawn in groups that a row's own parameters choose, never its neighbours. The host never waits for the device.
     """
-    logits = _forbid(logits, params, indices)
+    logits = adjust(logits, params, indices, pasts, drawn)
     tokens = logits.argmax(-1)
     groups: dict[tuple[Narrow, int], list[int]] = {}
     for row, p in enumerate(params):
@@ -32,7 +42,7 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
             groups.setdefault((how, p.top_k), []).append(row)
     for (narrow, _), rows in groups.items():
         own = [params[row] for row in rows]
-        places = _there(rows, torch.int64, logits.device)
+        places = to_device(rows, torch.int64, logits.device)
         few = logits if len(rows) == len(params) else logits[places]
         kept, ids = narrow(few, own)  # both (rows, candidates)
         u = uniforms([row_key(params[row].stream, indices[row]) for row in rows], ids)
@@ -41,25 +51,8 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequ
     return tokens
 
 
-def _forbid(logits: torch.Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> torch.Tensor:
-    """Where a row is still short of its `min_tokens`, its `not_yet` cannot be drawn."""
-    short = [row for row, p in enumerate(params) if p.not_yet >= 0 and indices[row] < p.min_tokens]
-    if not short:
-        return logits
-    logits = logits.clone()
-    ids = _there([params[row].not_yet for row in short], torch.int64, logits.device)
-    logits[_there(short, torch.int64, logits.device), ids] = -torch.inf
-    return logits
-
-
-def _there(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On the device, without waiting until it has done what it was given before."""
-    here = torch.tensor(values, dtype=dtype)
-    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)
-
-
 def _all(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+    return _likely(logits, params), torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
 
 
 def _top_p(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,10 +67,21 @@ def _top_k(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torc
 
 
 def _nucleus(ordered: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty."""
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020); never empty. It counts
+    within what min_p leaves."""
+    ordered = _likely(ordered, params)
     probs = _scaled(ordered, params).softmax(-1)
     before = probs.cumsum(-1) - probs
     return ordered.masked_fill((before >= _column([p.top_p for p in params], ordered.device)) & (before > 0), -torch.inf)
+
+
+def _likely(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """Keep the tokens that are at least min_p times as probable as the likeliest (Nguyen et al. 2024): the ratio of two
+    probabilities needs no sum. logits: with the likeliest among them."""
+    if not any(p.min_p for p in params):
+        return logits
+    least = _column([log(p.min_p) if p.min_p else -inf for p in params], logits.device)
+    return logits.masked_fill(_scaled(logits, params) < least, -torch.inf)
 
 
 def _scaled(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -86,7 +90,7 @@ def _scaled(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Ten
 
 
 def _column(values: list[float], device: torch.device) -> torch.Tensor:
-    return _there(values, torch.float64, device)[:, None]
+    return to_device(values, torch.float64, device)[:, None]
 
 
 def row_key(stream: int, index: int) -> int:
@@ -102,7 +106,7 @@ def _mix(x: int) -> int:
 
 def uniforms(keys: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
     """A number in (0, 1), float64, for each row's key and token id. ids: (R, n) int64. SplitMix64 once more, on tensors."""
-    x = _there([_signed(key) for key in keys], torch.int64, ids.device)[:, None] + (ids + 1) * _signed(
+    x = to_device([_signed(key) for key in keys], torch.int64, ids.device)[:, None] + (ids + 1) * _signed(
         GOLDEN
     )  # wraps, as it should
     x = (x ^ _shift(x, 30)) * _signed(MIX_1)

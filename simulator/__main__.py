@@ -12,13 +12,15 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from batching import policy_file
 from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
-from batching.policy_file import make, mode_named
+from client.shared.perfetto import write_trace
+from client.shared.plan import PlanError
 from simulator.calibrate import LogError, busy_steps, make_again, make_steps, read_log, read_steps
-from simulator.plans import Lengths, Plan, PlanError, poisson_plan, read_plan
-from simulator.results import Run, everything, table
+from simulator.plans import Lengths, Plan, poisson_plan, read_plan
+from simulator.results import Run, everything, repeats, shown, table, traced
 from simulator.routing import ROUTERS
 from simulator.simulation import run
 from simulator.step_times import Linear, ModelError, errors, find_model, fit, known_models, write_model
@@ -84,7 +86,11 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument("--replicas", type=_whole, default=1, metavar="K", help="engines, each with all of the limits")
     parser.add_argument("--router", choices=ROUTERS, default="round-robin", help="which of several engines gets a request")
+    parser.add_argument("--repeat", type=_whole, default=1, metavar="N", help="with as many plans, of following seeds (1)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="results.json (the client's format) and results.png")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="steps, slots and requests as a trace for ui.perfetto.dev"
+    )
     parser.set_defaults(do=_run)
 
 
@@ -113,17 +119,33 @@ def _run(args: argparse.Namespace) -> int:
     model = replace(model, limits=_limits(args.limit, model.limits))
     if isinstance(model.step_time, StepTimeTable) and model.limits.max_batch_size > model.step_time.tables[0].largest:
         raise Wrong(f"--limit: max_batch_size: the table ends at batches of {model.step_time.tables[0].largest}")
+    if args.repeat > 1 and args.plan:
+        raise Wrong("--repeat goes with --requests: a plan of a file is the same each time")
     plan = _plan(args)
     engines = f", {args.replicas} engines, {args.router}" if args.replicas > 1 else ""
     about = f"{model.about}{engines}"
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)
-    print(f"{about}\n{plan.made}\n", flush=True)
-    watched = args.report is not None
-    runs = [run(make, model, plan, replicas=args.replicas, router=args.router, watched=watched) for make in policies]
-    print(table(runs))
+    made = plan.made + (f", and the {args.repeat - 1} after it" if args.repeat > 1 else "")
+    print(f"{about}\n{made}\n", flush=True)
+    watched = args.report is not None or args.perfetto is not None
+    runs: list[Run] = []
+    for number in range(1, args.repeat + 1):
+        for make in policies:
+            once = run(make, model, plan, replicas=args.replicas, router=args.router, watched=watched)
+            runs.append(replace(once, repeat=number))
+        args.seed += 1
+        plan = _plan(args) if number < args.repeat else plan
+    print(table(shown(runs)))
+    if args.repeat > 1:
+        print(f"\n{repeats(runs)}")
     if args.report:
-        _report(args.report, runs, about, plan.made)
+        _report(args.report, runs, about, made)
+    if args.perfetto:
+        if args.replicas > 1:
+            _say("the trace has the requests only: the steps of several engines are not recorded")
+        write_trace(args.perfetto, [traced(run) for run in runs], f"{about}; {made}")
+        print(f"\ntrace for ui.perfetto.dev: {args.perfetto}")
     return 0
 
 
@@ -134,7 +156,7 @@ def _report(folder: Path, runs: Sequence[Run], about: str, made: str) -> None:
     except ImportError:
         print("no plot: it needs matplotlib (requirements-bench.txt)", file=sys.stderr)
     else:
-        draw(folder / "results.png", runs, f"{about}\n{made}")
+        draw(folder / "results.png", shown(runs), f"{about}; {made}")
     print(f"\nwritten to {folder}")
 
 
@@ -290,7 +312,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     """A maker for each of --policy. An argument goes to every policy that has a parameter of that name."""
     try:
-        names = [mode_named(name.strip()) for name in args.policy.split(",")]
+        names = [policy_file.mode_named(name.strip()) for name in args.policy.split(",")]
     except ValueError as error:
         raise Wrong(f"--policy: {error}") from None
     if len(set(names)) < len(names):
@@ -305,7 +327,7 @@ def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     for name in names:
         own = {key: value for key, value in given.items() if key in known[name]}
         try:
-            make(name, own)
+            policy_file.make(name, own)
         except ValueError as error:
             raise Wrong(f"--policy-arg: {error}") from None
         makers.append(partial(POLICIES[name].from_arguments, own))

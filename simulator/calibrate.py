@@ -13,13 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batching.driver import LOG_SCHEMA
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Policy
 from batching.replay import policy_of, replay
 from batching.request import Request
 from batching.step import Step
-from batching.step_log import KEPT, StepLog
+from batching.step_log import KEPT, SCHEMA, StepLog
 from batching.step_time import Load, Probe
+from client.shared.schema import SchemaError, check
 from simulator.plans import Plan
 
 if TYPE_CHECKING:
@@ -46,12 +48,13 @@ def read_steps(url: str, key: str = "") -> tuple[list[dict[str, Any]], Limits]:
         request = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             value = json.load(answer)
+        check(value.get("schema"), SCHEMA, "step records")
         steps, limits = list(value["steps"]), Limits(**value["limits"])
     except urllib.error.HTTPError as error:
         raise LogError(f"--url: {address} answers {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
         raise LogError(f"--url: {address}: {getattr(error, 'reason', error)}") from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise LogError(f"--url: {address} answers, but not as a BatchLab server does") from None
     return steps, _of_one_variant(limits, f"--url: {address}")
 
@@ -107,7 +110,7 @@ class Logged:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of `./server.sh MODE --input-log FILE`. Raises LogError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
         raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     records = []
@@ -130,11 +133,15 @@ def make_again(records: Sequence[Mapping[str, Any]], name: str = "the log") -> L
             seconds.append(Probe(step.load, took))
 
     try:
+        if records[0].get("kind") == "start":
+            check(records[0].get("schema"), LOG_SCHEMA, "an input log")
         limits = Limits(**records[0]["limits"])
         policy = policy_of(records[0])
         steps = StepLog(limits.max_batch_size)
         plans = replay(records, on_step=on_step, on_answer=answered.append, steps=steps)
         kinds = ["failed step" if record.get("error") else str(record["kind"]) for record in records]
+    except SchemaError as error:
+        raise LogError(f"{name}: {error}") from None
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise LogError(f"{name}: is no input log: {type(error).__name__}: {error}") from None
     steps.publish()

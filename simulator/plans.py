@@ -1,9 +1,8 @@
 """Which requests come when: read from a plan.json of the client, or drawn here, a request at a time, so that a million of them
-take no memory. Knows the format of the client's file (`client/workload.py` writes it) and nothing else of the client; not which
-policy or engine serves them.
+take no memory. The client's file is read by its own module (`client/shared/plan.py`). Must not know which policy or engine
+serves them.
 """
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -12,20 +11,15 @@ from functools import partial
 from heapq import heappop, heappush
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from batching.request import Priority, Request
+from client.shared import plan
 from simulator.virtual import Arrivals, OpenLoop
 
-FORMAT = 1  # of the client's file
 PIECE = re.compile(r"\w+|[^\w\s]")
-LARGEST = 10**6  # of tokens, and of users
 
 Encode = Callable[[str], list[int]]
-
-
-class PlanError(ValueError):
-    """What will not do as a plan; the message is one line naming the file or flag, and the field."""
 
 
 @dataclass(frozen=True)
@@ -120,63 +114,21 @@ class Words:
         return [self._ids.setdefault(piece, len(self._ids)) for piece in PIECE.findall(text)] or [0]
 
 
-class _Entry(NamedTuple):
-    at_s: float
-    tokens: list[int]
-    num_tokens: int
-    priority: Priority
-
-
 def read_plan(path: Path, encode: Encode | None = None) -> Plan:
     """A plan.json of the client. Prompts are encoded by `encode`, or else counted in words. Raises PlanError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: is not JSON: {error}") from None
-    listed = value.get("requests") if isinstance(value, dict) else None
-    if not isinstance(listed, list) or not listed or value.get("plan") != FORMAT:
-        raise PlanError(f'{path}: is no plan: it must be an object with "plan": {FORMAT} and a list of "requests"')
-    users = value.get("users")
-    if users is not None and not _whole(users, 1):
-        raise PlanError(f"{path}: users must be null or a whole number of at least 1, not {users!r}")
+    read = plan.read_plan(path)
     encode = encode or Words()
-    entries = [_entry(f"{path}, request {number}", entry, encode) for number, entry in enumerate(listed, 1)]
-    entries.sort(key=lambda entry: entry.at_s)
-    made = str(value.get("made") or f"a plan of {len(entries)} requests")
-    return Plan(len(entries), partial(_requests, entries), users, made)
+    entries = [(request, _tokens(request, encode)) for request in read.requests]
+    made = read.made or f"a plan of {len(entries)} requests"
+    return Plan(len(entries), partial(_requests, entries), read.users, made)
 
 
-def _requests(entries: list[_Entry]) -> Iterator[Request]:
-    for index, entry in enumerate(entries):
-        yield Request(str(index), list(entry.tokens), entry.num_tokens, entry.priority, entry.at_s)
+def _tokens(request: plan.PlannedRequest, encode: Encode) -> list[int]:
+    """The prompt's, so many as the plan says, if it does."""
+    tokens, length = encode(request.prompt), request.prompt_tokens
+    return (tokens * -(-length // len(tokens)))[:length] if length else tokens
 
 
-def _entry(place: str, entry: Any, encode: Encode) -> _Entry:
-    if not isinstance(entry, dict):
-        raise PlanError(f"{place}: must be an object, not {type(entry).__name__}")
-
-    def field(name: str, good: Callable[[Any], bool], told: str) -> Any:
-        if not good(value := entry.get(name)):
-            raise PlanError(f"{place}: {name} must be {told}, not {str(value)[:60]!r}")
-        return value
-
-    def seconds(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
-
-    at_s = field("at_s", seconds, "a number of seconds from 0 on")
-    prompt = field("prompt", lambda value: isinstance(value, str) and value != "", "a text")
-    output = field("num_tokens", lambda value: _whole(value, 1), f"a whole number from 1 to {LARGEST}")
-    priority = field("priority", lambda value: value in [p.value for p in Priority], "immediate or deferred")
-    length = field(
-        "prompt_tokens", lambda value: value is None or _whole(value, 1), f"null or a whole number from 1 to {LARGEST}"
-    )
-    tokens = encode(prompt)
-    if length:
-        tokens = (tokens * -(-length // len(tokens)))[:length]
-    return _Entry(float(at_s), tokens, output, Priority(priority))
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+def _requests(entries: list[tuple[plan.PlannedRequest, list[int]]]) -> Iterator[Request]:
+    for request, tokens in entries:
+        yield Request(str(request.index), list(tokens), request.num_tokens, Priority(request.priority), request.at_s)

@@ -12,12 +12,15 @@ import numpy as np
 
 from batching.driver import Driver
 from batching.request import Priority, Request
+from batching.totals import Counts
+from client.shared import figures
+from client.shared.figures import LATENCIES, STATISTICS, Distribution, distribution
+from client.shared.perfetto import Served, Traced
+from client.shared.schema import RESULTS
+from client.shared.tables import show, text
 
-LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-STATISTICS = ("mean", "p50", "p90", "p99")
+# What each measure means stands in docs/glossary.md. Nothing lies between client and engine here: TTFT is the server TTFT.
 GROUPS = ("all", *(priority.value for priority in Priority))
-
-Distribution = dict[str, float | None]
 
 
 class Results:
@@ -72,8 +75,8 @@ class Columns:
 
     @property
     def wall_s(self) -> float:
-        """From the start to the last answer."""
-        return float(self.answered.max(initial=0.0))
+        """From the first arrival to the last answer."""
+        return float(self.answered.max() - self.arrival.min()) if len(self.answered) else 0.0
 
     def chosen(self, group: str) -> Any:
         """Which requests belong to one of GROUPS."""
@@ -91,11 +94,11 @@ class Columns:
             return gaps[within]
         if name == "e2el":
             return (self.answered - self.arrival)[chosen]
-        ttft = self.times[self.starts] - self.arrival
         if name == "ttft":
-            return ttft[chosen]
+            return (self.times[self.starts] - self.arrival)[chosen]
         several = chosen & (self.output > 1)
-        return (self.answered - self.arrival - ttft)[several] / (self.output[several] - 1)
+        decode = self.times[self.ends - 1] - self.times[self.starts] if len(self.times) else self.times
+        return decode[several] / (self.output[several] - 1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Run:
     slots: int = 0
     steps: Sequence[dict[str, Any]] | None = None
     variants: Sequence[str] = ("default",)
+    repeat: int = 1
 
     @property
     def groups(self) -> Sequence[str]:
@@ -121,46 +125,28 @@ class Run:
         columns, wall_s = self.columns, self.columns.wall_s
         chosen = columns.chosen(group)
         ok, output, prompt = int(chosen.sum()), int(columns.output[chosen].sum()), int(columns.prompt[chosen].sum())
-        failed = dict(self.errors) if group == "all" else {}
-        return {
-            "requests": ok + sum(failed.values()),
-            "ok": ok,
-            "errors": failed,
-            "wall_s": wall_s,
-            "output_tokens": output,
-            "request_throughput": ok / wall_s if wall_s else None,
-            "output_token_throughput": output / wall_s if wall_s else None,
-            "total_token_throughput": (output + prompt) / wall_s if wall_s else None,
-            "goodput": None,
-        } | {name: distribution(columns.values(name, group)) for name in LATENCIES}
-
-
-def distribution(values: Any) -> Distribution:
-    """Mean and percentiles, linear between the nearest ranks; None of nothing."""
-    if not len(values):
-        return dict.fromkeys(STATISTICS)
-    p50, p90, p99 = np.percentile(values, (50, 90, 99))
-    return {"mean": float(np.mean(values)), "p50": float(p50), "p90": float(p90), "p99": float(p99)}
+        return figures.summary(
+            ok=ok,
+            errors=self.errors if group == "all" else {},
+            wall_s=wall_s,
+            output_tokens=output,
+            prompt_tokens=prompt,
+            kept_limits=None,
+            latencies={name: columns.values(name, group) for name in LATENCIES},
+        )
 
 
 def engine_figures(drivers: Sequence[Driver], wall_s: float) -> dict[str, Any]:
     """What the engines did, under the names of the server's /stats."""
-    counts = [driver.stats.totals().counts for driver in drivers]
-
-    def total(name: str) -> Any:
-        return sum(getattr(count, name) for count in counts)
-
-    sizes = sum((count.batch_sizes for count in counts), Counter[int]())
-    variants = sum((count.variants for count in counts), Counter[int]())
-    steps, work = total("steps"), total("computed_tokens") + total("padding_tokens")
+    counts = sum((driver.stats.totals().counts for driver in drivers), Counts())
     return {
-        "steps": steps,
-        "mean_batch_size": sum(size * times for size, times in sizes.items()) / steps if steps else None,
-        "padding_share": total("padding_tokens") / work if work else 0.0,
-        "preemptions": total("preemptions"),
-        "recomputed_tokens": total("recomputed_tokens"),
-        "busy_share": total("busy_s") / (wall_s * len(drivers)) if wall_s else 0.0,
-        "requests_by_variant": {str(variant): variants[variant] for variant in sorted(variants)},
+        "steps": counts.steps,
+        "mean_batch_size": counts.mean_batch_size,
+        "padding_share": counts.padding_share,
+        "preemptions": counts.preemptions,
+        "recomputed_tokens": counts.recomputed_tokens,
+        "busy_share": counts.busy_s / (wall_s * len(drivers)) if wall_s else 0.0,
+        "requests_by_variant": {str(variant): counts.variants[variant] for variant in sorted(counts.variants)},
     }
 
 
@@ -192,10 +178,10 @@ def table(runs: Sequence[Run]) -> str:
             run.mode,
             str(found["ok"]),
             str(found["requests"] - found["ok"]),
-            _show(found["wall_s"], 2),
-            _show(found["output_token_throughput"], 1),
-            _show(found["request_throughput"], 2),
-            _show(engine["mean_batch_size"], 2),
+            show(found["wall_s"], 2),
+            show(found["output_token_throughput"], 1),
+            show(found["request_throughput"], 2),
+            show(engine["mean_batch_size"], 2),
             f"{100 * engine['busy_share']:.1f} %",
             f"{100 * engine['padding_share']:.1f} %",
             str(engine["preemptions"]),
@@ -208,28 +194,31 @@ def table(runs: Sequence[Run]) -> str:
     times = [["", *(name[0] for name in names)], ["mode", *(name[1] for name in names)]]
     for (mode, group), found in summaries.items():
         row = [mode if group == "all" else f"  {group}"]
-        times.append(row + [_show(found[name][s], 4) for name in LATENCIES for s in STATISTICS])
-    return f"{grid(overview)}\n\n{grid(times)}"
+        times.append(row + [show(found[name][s], 4) for name in LATENCIES for s in STATISTICS])
+    return f"{text(overview, 2)}\n\n{text(times, 2)}"
+
+
+def repeats(runs: Sequence[Run]) -> str:
+    """A row a mode: the medians of its repeats, and how far these are apart."""
+    by_mode: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_mode.setdefault(run.mode, []).append(run.summary())
+    return f"{text(figures.repeats(by_mode), 2)}\n{figures.REPEATS_SAID}"
+
+
+def shown(runs: Sequence[Run]) -> list[Run]:
+    """Those of the repeat that stands for all of them."""
+    number = figures.middle_one([run for run in runs if run.mode == runs[0].mode], _throughput).repeat
+    return [run for run in runs if run.repeat == number]
+
+
+def _throughput(run: Run) -> float:
+    return float(run.columns.output.sum()) / (run.columns.wall_s or 1.0)
 
 
 def _by_variant(run: Run) -> str:
     served = run.engine["requests_by_variant"]
     return ", ".join(f"{served.get(str(place), 0)} x {name}" for place, name in enumerate(run.variants))
-
-
-def grid(rows: Sequence[Sequence[str]], heads: int = 2) -> str:
-    """Rows of cells, the first column to the left, a line under the first `heads` rows."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
-    lines.insert(heads, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(lines)
-
-
-def _show(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 # ---- in the client's format
@@ -239,12 +228,14 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
     """What the client writes to results.json, so that what reads that reads this: every request, and the records of the steps.
     Nothing is sent here, so that nothing is late, and there is no text."""
     return {
+        "schema": RESULTS,
         "about": about,
         "plan": made,
         "goodput_limits_s": {},
         "modes": [
             {
                 "mode": run.mode,
+                "repeat": run.repeat,
                 "groups": {group: run.summary(group) for group in run.groups},
                 "lag_s": dict.fromkeys((*STATISTICS, "max"), 0.0),
                 "beside_the_server": [],
@@ -258,6 +249,23 @@ def everything(runs: Sequence[Run], about: str, made: str) -> dict[str, Any]:
     }
 
 
+def traced(run: Run) -> Traced:
+    """The run as a trace has it."""
+    columns = run.columns
+    return Traced(
+        run.mode + (f", repeat {run.repeat}" if run.repeat > 1 else ""),
+        run.steps or [],
+        [_served(columns, i) for i in np.argsort(columns.index)],
+    )
+
+
+def _served(columns: Columns, i: int) -> Served:
+    first_s = float(columns.times[columns.starts[i]])
+    more = {"prompt_tokens": int(columns.prompt[i]), "output_tokens": int(columns.output[i])}
+    priority = "deferred" if columns.deferred[i] else "immediate"
+    return Served(int(columns.index[i]), priority, float(columns.arrival[i]), float(columns.answered[i]), first_s, more)
+
+
 def _server_ttft(run: Run, group: str) -> dict[str, Distribution]:
     return {"server_ttft": distribution(run.columns.values("ttft", group))}
 
@@ -268,9 +276,11 @@ def _answers(run: Run) -> list[dict[str, Any]]:
     answers = []
     for i in np.argsort(columns.index):
         tokens, arrival = int(columns.output[i]), round(float(columns.arrival[i]), 6)
-        tpot = round(float(e2el[i] - ttft[i]) / (tokens - 1), 6) if tokens > 1 else None
+        times = columns.times[columns.starts[i] : columns.ends[i]]
+        tpot = round(float(times[-1] - times[0]) / (tokens - 1), 6) if tokens > 1 else None
         answers.append({
             "mode": run.mode,
+            "repeat": run.repeat,
             "request": int(columns.index[i]),
             "priority": "deferred" if columns.deferred[i] else "immediate",
             "requested_tokens": tokens,
@@ -291,6 +301,6 @@ def _answers(run: Run) -> list[dict[str, Any]]:
             "finish_reason": "length",
             "prompt": "",
             "completion": "",
-            "piece_times_s": [round(float(t), 6) for t in columns.times[columns.starts[i] : columns.ends[i]]],
+            "piece_times_s": [round(float(t), 6) for t in times],
         })  # fmt: skip
     return answers

@@ -252,7 +252,7 @@ def known_models() -> Iterable[str]:
 
 def _read_model(path: Path) -> Model:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from None
     if not isinstance(value, dict) or value.get("model") != FORMAT or value.get("kind") != "linear":
@@ -299,10 +299,12 @@ def _ceng523(column: str) -> Model:
 def _read_table(path: Path, column: str) -> Model:
     """Batch size in the first column, milliseconds in the others. Lines that begin with # are comments."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="\n", encoding="utf-8-sig") as file:
             rows = list(csv.reader(line for line in file if line.strip() and not line.startswith("#")))
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ModelError(f"{path}: is not CSV in UTF-8: {error}") from None
     names = [name.strip() for name in rows[0][1:]] if rows else []
     if not names or (column or names[0]) not in names or (len(names) > 1 and not column):
         raise ModelError(

@@ -40,7 +40,7 @@ class Table:
 
 def ceng523() -> list[Table]:
     """A table for each of CENG523_VARIANTS: inference, communication of that batch size, pre- and postprocessing."""
-    with CENG523.open(newline="") as file:
+    with CENG523.open(encoding="utf-8", newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     fixed = PREPROCESSING_MS + POSTPROCESSING_MS
     return [

@@ -5,7 +5,7 @@ and neither where requests come from nor what is made of their answers.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from batching.driver import Driver, Log
 from batching.plan import Plan
@@ -73,7 +73,9 @@ class Unwatched(StepLog):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def on_step(self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float) -> None:
+    def on_step(
+        self, step: Step, residents: Iterable[Request], mode: str, queue: int, kv: float, since_reset: dict[str, Any]
+    ) -> None:
         pass
 
     def on_plan(self, plan: Plan) -> None:

@@ -84,6 +84,7 @@ BAD = [
     *(("max-queue", value, "between 1 and 100000") for value in ("0", "x", "100001")),
     *(("kv-memory-gb", value, "between 0.001 and") for value in ("0", "-1", "nan", "inf", "all")),
     *(("variants", value, "MODEL:LAYERS") for value in ("gpt3", "gpt2,", "demo:", "demo:0", "demo:x", "demo:-1", "gpt2;demo")),
+    *(("served-model-name", value, "1 to 100") for value in (",", "a,", " ", "x" * 101, "a\nb")),
     *(("policy-arg", value, "name=value") for value in ("batch_timeout_ms", "=1", "batch_timeout_ms=")),
 ]
 
@@ -126,7 +127,6 @@ def test_a_truth_value_in_the_environment_is_checked() -> None:
         (["static", "--policy-arg", "batch_timeout_ms=-1"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["static", "--policy-arg", "batch_timeout_ms=nan"], "--policy-arg: batch_timeout_ms: must lie between"),
         (["dynamic", "--token-budget", "16", "--max-batch-size", "32"], "--token-budget: must be at least"),
-        (["dynamic", "--model", "demo", "--weights", "/some/folder"], "--weights: demo"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
@@ -183,8 +183,10 @@ CHANGED: dict[str, Any] = {
     "max_queue": 7,
     "kv_memory_gb": 0.1,
     "variants": ("gpt2", "demo:2"),
+    "served_model_name": ("gpt-3.5", "my model"),
     "api_key": "a-key",
     "teacher_key": "cheese",
+    "allowed_hosts": ("lab.example", ".ngrok-free.app"),
     "insecure": True,
     "policy_arg": (("batch_timeout_ms", "5"),),
     "tbt_slo_ms": 40.0,
@@ -276,6 +278,12 @@ def test_a_relative_path_begins_where_the_server_was_called_and_in_dotenv_beside
     assert (usual.data_dir, usual.weights, usual.input_log) == ("data", "random", "")
 
 
+def test_a_byte_order_mark_hides_no_line_of_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_bytes("\ufeffBATCHLAB_API_KEY=secret\r\n".encode())
+    monkeypatch.setattr(config, "HERE", tmp_path)
+    assert config.load_dotenv() == {"BATCHLAB_API_KEY": "secret"}
+
+
 def test_a_folder_that_is_not_there_is_named_as_the_caller_meant_it(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     ended = run(sys.executable, str(ROOT / "app.py"), "dynamic", "--port", "0", "--data-dir", "a file", cwd=tmp_path)
@@ -301,12 +309,14 @@ def test_a_mode_keeps_the_parameters_it_was_started_with_when_it_comes_back() ->
     assert settings.make_policy("static", {}).params.batch_timeout_ms == 70
 
 
-def test_a_server_started_where_few_open_files_are_allowed_asks_for_as_many_as_its_queue_needs() -> None:
-    code = "import resource as r, app; r.setrlimit(r.RLIMIT_NOFILE, (64, 700)); app.allow_open_files({}); "
-    code += "print(*r.getrlimit(r.RLIMIT_NOFILE))"
-    assert run(sys.executable, "-c", code.format(500)).stdout == "500 700\n"
-    assert run(sys.executable, "-c", code.format(5000)).stdout == "700 700\n"
-    assert run(sys.executable, "-c", code.format(10)).stdout == "64 700\n"
+def test_a_server_started_where_few_open_files_are_allowed_asks_for_more_and_says_where_even_that_is_not_enough() -> None:
+    code = "import resource as r, app, config; r.setrlimit(r.RLIMIT_NOFILE, (64, {})); "
+    code += "told = app.allow_open_files(config.Settings(max_batch_size=8, max_queue=8)); "
+    code += "print(*r.getrlimit(r.RLIMIT_NOFILE), told)"
+    assert run(sys.executable, "-c", code.format(5000)).stdout == "2368 5000 None\n"
+    assert run(sys.executable, "-c", code.format(700)).stdout == "700 700 None\n"
+    said = run(sys.executable, "-c", code.format(300)).stdout
+    assert said.startswith("300 300 only 300 files may be open at a time, and --max-queue 8 needs 368: raise the limit")
 
 
 def test_the_models_of_the_settings_are_those_that_can_be_loaded() -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -27,6 +28,7 @@ from model.kv_cache import KVCache
 TEXT = """It was a bright morning, and the whole family had come down to the shore to see the ships. Nobody spoke; the old
 captain looked through his glass, the children held their breath, and far away over the water a small white sail appeared."""
 PATIENCE_S = 120
+PENALTIES = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.1}
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "int8"])
@@ -35,7 +37,8 @@ def demo(request: pytest.FixtureRequest) -> Loaded:
 
 
 def requests_for(demo: Loaded) -> list[Request]:
-    """Outputs of 1..128 tokens, prompts of 1..50; every second one sampled, each with its own stream."""
+    """Outputs of 1..128 tokens, prompts of 1..50; every second one sampled, each with its own stream; every fourth with
+    penalties and a bias."""
     rng = random.Random(5)
     words = demo.tokenizer.encode(TEXT)
     requests = []
@@ -43,6 +46,8 @@ def requests_for(demo: Loaded) -> list[Request]:
         prompt = words[(begin := rng.randrange(20)) : begin + rng.randint(1, min(50, len(words) - begin))]
         how = SamplingParams(temperature=0.9, top_k=(0, 40)[i % 4 == 1], top_p=(1.0, 0.9)[i % 8 == 3], stream=i)
         sampling = how if i % 2 else SamplingParams()
+        if i % 8 in (5, 6):
+            sampling = replace(sampling, **PENALTIES, min_p=0.01, logit_bias=((5, 2.0),))
         requests.append(Request(str(i), prompt, rng.randint(1, 128), list(Priority)[i % 3 == 0], sampling=sampling))
     requests[0].max_tokens, requests[1].max_tokens = 1, 128
     return requests

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 from tests.read_only import bound, read_only
 
 ROOT = Path(__file__).parents[1]
@@ -292,3 +293,27 @@ def test_an_index_that_never_answers_holds_nothing_up_and_the_usual_one_is_taken
 def test_with_a_gpu_the_usual_index_has_the_build_for_it(index: socket.socket, tmp_path: Path) -> None:
     done = choose(index, gpu=True, folder=tmp_path)
     assert (done.stdout, done.stderr) == ("/\n", "")
+
+
+def test_a_long_load_says_what_it_is_doing_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "SAY_EVERY_S", 0.01)
+    said = ""
+
+    def wait_for(text: str) -> None:
+        nonlocal said
+        until = time.monotonic() + PATIENCE_S
+        while text not in said:
+            assert time.monotonic() < until, said
+            said += capfd.readouterr().err
+
+    with app.Progress() as say:
+        say("reading gpt2")
+        wait_for("s: reading gpt2 (Ctrl-C stops the server)\n")
+        say("trying a step")
+        wait_for("s: trying a step\n")
+    for thread in threading.enumerate():
+        if thread.name == "progress":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()

@@ -26,6 +26,12 @@ def page() -> Response:
     return _page("index.html") if is_known() else _go("dashboard.login")
 
 
+@blueprint.get("/docs")
+def docs() -> Response:
+    """The routes, to read."""
+    return _page("docs.html") if is_known() else _go("dashboard.login")
+
+
 @blueprint.get("/login")
 def login() -> Response:
     return _page("login.html")

@@ -67,7 +67,7 @@ def rectangle(queue: Iterable[RequestView], limits: Limits, free_blocks: int, lo
         prompt, rows = max(prompt, req.remaining), len(batch) + 1
         output = max(output, int(min(longest, req.to_generate)))
         blocks = rows * blocks_for(prompt + output - 1, limits.block_size)
-        too_wide = prompt + output > limits.max_context or rows * prompt > limits.max_prefill_tokens
+        too_wide = prompt + output - 1 > limits.max_context or rows * prompt > limits.max_prefill_tokens
         if rows > limits.max_batch_size or too_wide or blocks > free_blocks:
             break
         batch.append(req)

@@ -9,7 +9,7 @@ from ctranslate2.converters.transformers import GPT2Loader
 from transformers import GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.checkpoint import made_once
+from benchmarks.contenders.checkpoint import made_once
 from benchmarks.contenders.contender import Missing, Session, Setup
 from benchmarks.workload import VOCAB_SIZE, Job
 

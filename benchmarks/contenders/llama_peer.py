@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from benchmarks.checkpoint import made_once, merges, vocabulary
+from benchmarks.contenders.checkpoint import made_once, merges, vocabulary
 from benchmarks.contenders.contender import Missing, Session, Setup
 from benchmarks.contenders.http_server import HttpServer
 from benchmarks.workload import LENGTHS, Job
@@ -48,7 +48,7 @@ class LlamaServer(Session):
 
 def write_gguf(checkpoint: Path, path: Path, dtype: str) -> None:
     """As llama.cpp's convert_hf_to_gguf.py does it: matrices in `dtype`, vectors and position embeddings in float32."""
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     kind = gguf.GGMLQuantizationType[dtype]
     writer = gguf.GGUFWriter(path, "gpt2", use_temp_file=True)
     writer.add_block_count(config["n_layer"])

@@ -1,8 +1,8 @@
 """Train the bundled demo model: a byte-level BPE vocabulary and a small GPT-2, from a folder of plain-text books.
 
-Writes `vocab.tiktoken`, `config.json`, `model.safetensors` (float16, Hugging Face GPT-2 layout, so that the server loads
-it through the same loader as the real checkpoints) and `training.json` (the command, the seed, the losses). The last 5% of
-every book is held out, and the loss on it is reported in bits a byte, which does not depend on the vocabulary. Training
+Writes `tokenizer.json`, `tokenizer_config.json`, `config.json`, `model.safetensors` (float16; all in Hugging Face's GPT-2
+layout, so that the server loads it as any other checkpoint) and `training.json` (the command, the seed, the losses). The last
+5% of every book is held out, and the loss on it is reported in bits a byte, which does not depend on the vocabulary. Training
 uses transformers' GPT-2, not the server's: the server's forward is for inference, and has the same model as its oracle.
 
     python model/demo/train.py ../books
@@ -13,21 +13,19 @@ The matrices are trained with Muon (Jordan et al. 2024, "Muon: an optimizer for 
 """
 
 import argparse
-import base64
 import json
 import math
 import sys
 import time
 from pathlib import Path
 
-import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from model.tokenizer import GPT2_PATTERN, byte_of_printable, load_demo_tokenizer
+from model.tokenizer import END_OF_TEXT, load_tokenizer
 
 HELD_OUT = 0.05
 
@@ -57,18 +55,18 @@ def main() -> None:
     train_text = {name: text[: cut[name]] for name, text in books.items()}
     held_out_text = {name: text[cut[name] :] for name, text in books.items()}
 
-    train_vocabulary(train_text.values(), args.vocab, args.out / "vocab.tiktoken")
-    encoding = load_demo_tokenizer(args.out).encoding
-    separator = [encoding.eot_token]
-    train = torch.tensor([t for text in train_text.values() for t in separator + encoding.encode_ordinary(text)])
-    held_out = {name: torch.tensor(encoding.encode_ordinary(text)) for name, text in held_out_text.items()}
-    print(f"{len(train):,} training tokens, {sum(map(len, held_out.values())):,} held out, vocabulary {encoding.n_vocab}")
+    train_vocabulary(train_text.values(), args.vocab, args.context, args.out)
+    vocabulary = load_tokenizer(args.out)
+    end, size = vocabulary.begin, vocabulary.vocab_size
+    train = torch.tensor([t for text in train_text.values() for t in [end, *vocabulary.encode(text)]])
+    held_out = {name: torch.tensor(vocabulary.encode(text)) for name, text in held_out_text.items()}
+    print(f"{len(train):,} training tokens, {sum(map(len, held_out.values())):,} held out, vocabulary {size}")
 
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=encoding.n_vocab, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
+            vocab_size=size, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
             n_head=args.width // 64, resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh", bos_token_id=encoding.eot_token, eos_token_id=encoding.eot_token,
+            activation_function="gelu_pytorch_tanh", bos_token_id=end, eos_token_id=end,
         )
     )  # fmt: skip
     if args.init:
@@ -91,24 +89,24 @@ def main() -> None:
         "held_out_bits_per_byte": round(total, 4),
         "by_book": {name: round(loss, 4) for name, loss in losses.items()},
     }
-    (args.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "training.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
-def train_vocabulary(texts, size: int, path: Path) -> None:
-    """Byte-level BPE with GPT-2's way of cutting words, written in tiktoken's format: base64 bytes and rank, a line each."""
+def train_vocabulary(texts, size: int, context: int, out: Path) -> None:
+    """Byte-level BPE with GPT-2's way of cutting words, in Hugging Face's format."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)  # 1: end of text
     tokenizer.train_from_iterator(texts, trainer)
-    ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    decode = byte_of_printable()
-    raw = [bytes(decode[c] for c in token) for token, _ in ordered]
-    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(raw)))
-    assert tiktoken.Encoding(
-        "check", pat_str=GPT2_PATTERN, mergeable_ranks={t: r for r, t in enumerate(raw)}, special_tokens={}
-    ).decode_bytes(list(range(len(raw)))) == b"".join(raw)
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    tokenizer.save(str(out / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "clean_up_tokenization_spaces": False,
+        **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad", "unk")},
+    }  # fmt: skip
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def fit(model, train, held_out, held_out_text, args) -> None:
@@ -176,7 +174,7 @@ def save(model, out: Path) -> None:
         "layer_norm_epsilon": model.config.layer_norm_epsilon,
         "bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id,
     }  # fmt: skip
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     tensors = {n: p.detach().to(torch.float16).contiguous() for n, p in model.transformer.named_parameters()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 

@@ -59,17 +59,17 @@ class Server:
         self.store = Store(Path(settings.data_dir))
         self.runner = Runner(self.store, loop, read_completion, describe)
         self.runner.start()
-        self._app = create_app(loop, settings, self.store, self.runner)
+        self.app = create_app(loop, settings, self.store, self.runner)
         self._stopped = False
         self._threads = ThreadPoolExecutor(max_workers=16)
 
     @property
     def client(self) -> FlaskClient:
-        return self._app.test_client()
+        return self.app.test_client()
 
     @property
     def extensions(self) -> dict[str, Any]:
-        return self._app.extensions
+        return self.app.extensions
 
     def ask(self, prompt: str = "The king", num_tokens: int = 1, **fields: Any) -> TestResponse:
         return self.client.post("/inference", json={"prompt": prompt, "num_tokens": num_tokens, **fields})
@@ -131,7 +131,8 @@ def serve(engine: Engine, gate: Gate, tmp_path: Path) -> Iterator[Callable[..., 
     def start(mode: str = "dynamic", **changes: Any) -> Server:
         settings = replace(SETTINGS, mode=mode, **{"data_dir": str(tmp_path / f"data{len(started)}"), **changes})
         limits = replace(engine.limits, max_batch_size=settings.max_batch_size, max_queue=settings.max_queue)
-        loop = BatchingLoop(settings.make_policy(mode, {}), lambda: engine._replace(limits=limits))
+        about = engine.about | {"served_model_names": settings.served_model_name or ("demo",)}
+        loop = BatchingLoop(settings.make_policy(mode, {}), lambda: engine._replace(limits=limits, about=about))
         loop.start()
         wait_for(lambda: loop.health is not Health.LOADING, PATIENCE_S, "loaded")
         started.append(Server(loop, settings))

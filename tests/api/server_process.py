@@ -42,10 +42,18 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """`python app.py MODE --port N flags...`; what it prints goes to files in `folder`."""
+    """`python app.py MODE --port N flags...`; what it prints goes to files in `folder`, or to the `terminal`
+    (a descriptor) in which it runs."""
 
     def __init__(
-        self, folder: Path, mode: str, *flags: str, environment: Mapping[str, str] | None = None, own_group: bool = False
+        self,
+        folder: Path,
+        mode: str,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        own_group: bool = False,
+        terminal: int | None = None,
+        to_terminal: bool = False,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -53,13 +61,17 @@ class ServerProcess:
         self._out, self._err = folder / "stdout", folder / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py", mode, "--port", str(self.port), "--data-dir", str(self.data_dir), *flags],
+                self.command(mode, *flags),
                 cwd=ROOT,
                 env=clean_environment(**(environment or {})),
-                stdout=out,
-                stderr=err,
+                stdin=terminal,
+                stdout=terminal if to_terminal else out,
+                stderr=terminal if to_terminal else err,
                 start_new_session=own_group,
             )
+
+    def command(self, mode: str, *flags: str) -> list[str]:
+        return [sys.executable, "app.py", mode, "--port", str(self.port), "--data-dir", str(self.data_dir), *flags]
 
     @property
     def stdout(self) -> list[str]:
@@ -120,7 +132,7 @@ class RawRequest:
 
     def __init__(self, server: ServerProcess, **fields: Any) -> None:
         body = json.dumps(fields).encode()
-        head = f"POST /inference HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /inference HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         self._socket.sendall(head.encode() + body)
 
@@ -137,3 +149,13 @@ class RawRequest:
         """The status of the answer, once it is there."""
         with self._socket.makefile("rb") as answer:
             return int(answer.readline().split()[1])
+
+    def outcome(self) -> str:
+        """The status, if the answer came and its JSON is whole."""
+        try:
+            with self._socket.makefile("rb") as answer:
+                head, _, body = answer.read().partition(b"\r\n\r\n")
+            json.loads(body)
+        except (OSError, ValueError):
+            return "none"
+        return head.split()[1].decode()

@@ -1,6 +1,8 @@
 """What will not do is refused with an error that names the field and its limit, and the server goes on."""
 
+import gzip
 import json
+from codecs import BOM_UTF8
 from typing import Any
 
 import pytest
@@ -40,7 +42,7 @@ FIELDS = [
     *(("temperature", value, "between 0 and 2") for value in (-1, 2.1, float("nan"), float("inf"), -float("inf"))),
     *(("temperature", value, "between 0 and 2") for value in ("1", True, [1], {}, HUGE, -HUGE)),
     *(("top_p", value, "and 1") for value in (0, 2, -1, float("nan"), "1", True, [], HUGE)),
-    *(("top_k", value, "between 0 and ") for value in (-1, 1.5, "1", True, [], 10**9)),
+    *(("top_k", value, "between -1 and ") for value in (-2, 1.5, "1", True, [], 10**9)),
     *(
         ("seed", value, f"between {-(2**63)} and {2**63 - 1}")
         for value in (-(2**63) - 1, 2**63, 1.5, "1", True, [], float("nan"))
@@ -179,3 +181,24 @@ def test_a_mode_that_will_not_do_is_refused_and_the_old_one_stays(server: Server
     assert named in error["message"]
     assert server.client.get("/mode").get_json()["mode"] == "dynamic"
     assert server.ask().status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity", "x" * 500])
+def test_a_body_in_an_encoding_is_refused_by_its_name_on_every_route(server: Server, encoding: str) -> None:
+    body = gzip.compress(json.dumps(GOOD).encode())
+    for method, path in (("POST", "/inference"), ("POST", "/v1/completions"), ("POST", "/v1/files"), ("PUT", "/mode")):
+        refused = server.client.open(path, method=method, data=body, headers={"Content-Encoding": encoding})
+        assert refused.status_code == 415
+        assert refused.headers["Accept-Encoding"] == "identity"
+        error = error_of(refused)
+        assert (error["param"], error["code"]) == ("Content-Encoding", "unsupported_content_encoding")
+        assert encoding[:60] in error["message"]
+        assert len(error["message"]) < 200
+    plain = server.client.post("/inference", data=json.dumps(GOOD), headers={"Content-Encoding": "identity"})
+    assert plain.status_code == 200
+
+
+def test_a_byte_order_mark_before_a_body_is_none_of_it(server: Server) -> None:
+    assert server.client.post("/inference", data=BOM_UTF8 + json.dumps(GOOD).encode()).status_code == 200
+    twice = server.client.post("/inference", data=2 * BOM_UTF8 + json.dumps(GOOD).encode())
+    assert twice.status_code == 400

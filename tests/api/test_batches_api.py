@@ -93,13 +93,14 @@ def test_a_completion_window_may_be_short_for_a_lesson(client: FlaskClient, file
 
 
 FIELDS = [
-    *(("input_file_id", value, "id of a file") for value in (LEFT_OUT, None, 5, ["a"], {}, "\ud800")),
+    *(("input_file_id", value, "id of a file") for value in (LEFT_OUT, None, 5, ["a"], {})),
+    ("input_file_id", "\ud800", "surrogate"),
     *(("endpoint", value, "/v1/completions") for value in (LEFT_OUT, None, 5, "/v1/chat/completions", "", [])),
     *(("completion_window", value, "between 1s and 7d") for value in (LEFT_OUT, None, 24, "", "24", "0s", "8d", "169h")),
     *(("completion_window", value, "between 1s and 7d") for value in ("1.5h", "-1h", "1w", " 1h", "1h\n", "1" * 5000, "٣h")),
     *(("metadata", value, "at most 16 pairs") for value in ("a", [], 5, False, {str(n): "" for n in range(17)})),
     *(("metadata", value, "64 characters") for value in ({"x" * 65: ""}, {"a": "x" * 513}, {"a": 5}, {"a": None})),
-    *((name, {}, "no such field") for name in ("output_expires_after", "priority", "\ud800")),
+    *((name, {}, "unknown field") for name in ("output_expires_after", "priority", "\ud800")),
 ]
 
 

@@ -79,3 +79,28 @@ def test_only_the_teacher_fires_bursts(serve: Any) -> None:
     assert server.client.post("/burst", json=GOOD).status_code == 403
     with_key = server.client.post("/burst", json=GOOD, headers={"Authorization": "Bearer chalk"})
     assert with_key.status_code == 200
+
+
+def test_a_burst_can_be_called_off_and_nobody_elses_request_is(server: Server, gate: Gate) -> None:
+    gate.close()
+    other = server.later(num_tokens=3)
+    server.wait_for_load(running=1, queue_depth=0)
+    for _ in range(2):
+        server.client.post("/burst", json=GOOD)
+    assert server.client.delete("/burst").get_json() == {"called_off": 24}
+    gate.open()
+    assert other.result(PATIENCE_S).status_code == 200
+    server.wait_for_load(running=0, queue_depth=0)
+    stats = server.stats()
+    assert (stats["requests_finished"], stats["errors"], stats["kv_use"]) == (1, {"cancelled": 24}, 0)
+    assert server.client.delete("/burst").get_json() == {"called_off": 0}
+
+
+def test_what_of_a_burst_is_answered_is_not_called_off(server: Server) -> None:
+    server.client.post("/burst", json=GOOD)
+    wait_for(lambda: server.stats()["requests_finished"] == 12, PATIENCE_S, "all of the burst")
+    assert server.client.delete("/burst").get_json() == {"called_off": 0}
+
+
+def test_only_the_teacher_calls_bursts_off(serve: Any) -> None:
+    assert serve(teacher_key="chalk").client.delete("/burst").status_code == 403

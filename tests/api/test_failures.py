@@ -217,6 +217,19 @@ def test_a_policy_whose_refusal_raises_as_it_takes_over_does_not_end_the_server(
     assert server.ask().status_code == 200
 
 
+def test_switches_at_the_same_time_are_each_answered_with_their_own_mode(server: Server, gate: Gate) -> None:
+    gate.close()
+    running = server.later(num_tokens=3)
+    server.wait_for_load(running=1, queue_depth=0)
+    modes = ["static", "orca", "mixed", "static", "nobatch"]
+    switching = [server.put_mode_later(mode) for mode in modes]
+    wait_for(lambda: len(server.loop._inbox) == len(modes), PATIENCE_S, "all switches are on their way")
+    gate.open()
+    assert outcome(running) == (200, None)
+    assert [future.result(PATIENCE_S).get_json()["mode"] for future in switching] == modes
+    assert server.client.get("/mode").get_json()["mode"] in modes
+
+
 def test_draining_ends_what_waits_and_lets_finish_what_runs(serve: Callable[..., Server], gate: Gate) -> None:
     server = serve(max_batch_size=1)
     gate.close()

@@ -102,6 +102,14 @@ def test_a_purpose_other_than_batch_is_refused(client: FlaskClient, purpose: Any
     assert "batch" in error_of(response)["message"]
 
 
+def test_a_part_of_a_form_without_a_name_is_refused(client: FlaskClient) -> None:
+    body = b"--x\r\nContent-Disposition: form-data\r\n\r\nvalue\r\n--x--\r\n"
+    response = client.post("/v1/files", data=body, content_type="multipart/form-data; boundary=x")
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "form"
+    assert "file, purpose" in error_of(response)["message"]
+
+
 def test_a_form_without_one_file_is_refused(client: FlaskClient) -> None:
     two = [(io.BytesIO(b"x"), "a"), (io.BytesIO(b"x"), "b")]
     for file in (None, "not a file", two):
@@ -133,6 +141,20 @@ def test_a_file_may_be_larger_than_other_bodies_but_not_than_its_own_limit(
         assert response.status_code == 413
         assert "at most 2" in error_of(response)["message"]
     assert len(client.get("/v1/files").get_json()["data"]) == 1
+
+
+def test_a_form_that_is_too_large_in_another_way_is_told_in_which(client: FlaskClient) -> None:
+    long = upload(client, purpose="x" * 600_000)
+    many = client.post("/v1/files", data={f"field{i}": "x" for i in range(1001)} | {"file": (io.BytesIO(b""), "f")})
+    for response in (long, many):
+        assert response.status_code == 413
+        assert "at most 1000 parts, and 500000 bytes in fields" in error_of(response)["message"]
+
+
+def test_a_part_without_a_name_is_refused(client: FlaskClient) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; nme="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+    response = client.post("/v1/files", data=body, content_type="multipart/form-data; boundary=b")
+    assert response.status_code == 400
 
 
 def test_200_mib_is_what_a_file_may_have(client: FlaskClient) -> None:

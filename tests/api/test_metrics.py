@@ -21,6 +21,7 @@ from batching.policies import POLICIES
 from batching.policy import Limits, Policy
 from batching.request import Priority, Request, RequestError
 from batching.scheduler import Scheduler
+from batching.totals import REQUEST_S
 from jobs.store import Store
 from simulator.virtual import VirtualClock, VirtualExecutor
 
@@ -258,10 +259,11 @@ def test_buckets_count_all_that_lies_under_their_bound() -> None:
     buckets = [value for (name, _), value in shown(driver).samples.items() if name == "vllm:e2e_request_latency_seconds_bucket"]
     found = shown(driver)
     under = {
-        le: found.get("vllm:e2e_request_latency_seconds_bucket", le=le) for le in ("0.2", "0.3", "0.5", "0.8", "1.0", "+Inf")
+        le: found.get("vllm:e2e_request_latency_seconds_bucket", le=le) for le in ("0.2", "0.316", "0.5", "0.65", "1.0", "+Inf")
     }
-    assert under == {"0.2": 0, "0.3": 1, "0.5": 1, "0.8": 2, "1.0": 3, "+Inf": 3}
-    assert len(buckets) == 3 * 30, "29 bounds and infinity, for each priority"
+    assert under == {"0.2": 0, "0.316": 1, "0.5": 1, "0.65": 2, "1.0": 3, "+Inf": 3}
+    assert len(buckets) == 3 * (len(REQUEST_S) + 1), "the bounds and infinity, for each priority"
+    assert len(found.samples) < 4000, "more would be a burden for whoever scrapes"
 
 
 def test_what_may_come_is_there_from_the_start_with_zero() -> None:

@@ -5,11 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 import requests
+
+from api.completion_request import read_completion
+from api.errors import ApiError
 
 from .server_process import ServerProcess, wait_for
 
@@ -198,12 +202,12 @@ def test_flex_and_priority_mark_a_request_deferred(client: openai.OpenAI, server
         ({"stream": True, "stream_options": {"other": True}}, "stream_options.other"),
         ({"best_of": 3}, "best_of"),
         ({"suffix": "end"}, "suffix"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"extra_body": {"min_tokens": 13}}, "min_tokens"),
         ({"extra_body": {"service_tier": "gold"}}, "service_tier"),
-        ({"extra_body": {"priority": 1}}, "priority"),
+        ({"extra_body": {"priority": 1.5}}, "priority"),
         ({"extra_body": {"ignore_eos": "yes"}}, "ignore_eos"),
         ({"extra_body": {"guided_json": {}}}, "guided_json"),
     ],
@@ -289,3 +293,30 @@ def test_a_failure_before_the_first_token_has_its_own_status(serve: Callable[...
     answer = server.client.post("/v1/completions", json={"model": "demo", "prompt": PROMPT, "stream": True})
     assert answer.status_code == 500
     assert answer.get_json()["error"]["code"] == "step_failed"
+
+
+def test_a_prompt_that_fills_the_context_is_scored_without_a_token_more(client: openai.OpenAI) -> None:
+    full = [5] * 512
+    scored = complete(client, full, echo=True, max_tokens=0, logprobs=0)
+    assert len(scored.choices[0].logprobs.token_logprobs) == 512
+    assert scored.usage.completion_tokens == 0
+    with pytest.raises(openai.BadRequestError, match="the prompt has 513 tokens and max_tokens is 0; together at most 512"):
+        complete(client, [*full, 5], echo=True, max_tokens=0)
+    with pytest.raises(openai.BadRequestError, match="the prompt has 512 tokens and max_tokens is 1; together at most 512"):
+        complete(client, full, echo=True, max_tokens=1)
+
+
+@pytest.mark.parametrize("prompt", ["", ["The", ""]])
+def test_an_empty_prompt_begins_a_document_where_the_model_has_a_token_for_that(engine: Any, prompt: Any) -> None:
+    body = {"model": "demo", "prompt": prompt}
+    assert read_completion(body, engine, 0.0).choices[-1].request.tokens == [2559]
+    without = engine._replace(tokenizer=replace(engine.tokenizer, begin=None))
+    with pytest.raises(ApiError, match="prompt: must not be empty: this model has no token that begins a text"):
+        read_completion(body, without, 0.0)
+
+
+def test_a_least_length_forbids_every_token_that_ends_a_text(engine: Any) -> None:
+    """A model may have several."""
+    two = engine._replace(tokenizer=replace(engine.tokenizer, ends=frozenset([7, 2559])))
+    sampling = read_completion({"model": "demo", "prompt": "The", "min_tokens": 3}, two, 0.0).choices[0].request.sampling
+    assert set(sampling.stop_token_ids) == {7, 2559}

@@ -1,5 +1,7 @@
 """The real server, as its users start it: what it prints, how it drains, and what only a real connection can show."""
 
+import http.client
+import json
 import re
 import signal
 import socket
@@ -102,10 +104,21 @@ def test_a_connection_can_be_used_again_after_a_body_that_was_refused_unread(ser
                 assert session.get(server.url + "/health", timeout=10).status_code == 200
 
 
-def test_a_damaged_chunk_is_the_callers_fault(server: ServerProcess) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(b"POST /inference HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n")
-        assert connection.recv(12) == b"HTTP/1.1 400"
+@pytest.mark.parametrize("path", ["/inference", "/v1/files", "/login", "/mode", "/nothing"])
+def test_what_is_no_http_is_the_callers_fault_and_answered_in_json(server: ServerProcess, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n".encode()
+    for sent in (
+        head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+        head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n0\r\n\r\n",
+        head + b"Content-Length: five\r\n\r\n",
+        head + b"No colon\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(sent)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 400
+            assert set(json.loads(answer.read())["error"]) == {"message", "type", "param", "code"}
 
 
 def test_errors_of_a_real_connection_are_json_too(server: ServerProcess) -> None:

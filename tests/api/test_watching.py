@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from batching.step_log import SCHEMA
+from client.shared import schema
+
 from .conftest import PATIENCE_S, Gate, Server
 from .server_process import wait_for
 
@@ -39,6 +42,7 @@ def test_steps_are_listed_oldest_first_with_what_a_reader_needs_to_draw_them(ser
     assert all_steps(server)["steps"] == []
     ask_and_settle(server, 4)
     answer = all_steps(server)
+    assert answer["schema"] == SCHEMA == schema.STEPS, "the client reads what this server writes"
     assert answer["slots"] == answer["limits"]["max_batch_size"] == 8
     assert answer["last"] == 4
     assert [step["id"] for step in answer["steps"]] == [1, 2, 3, 4]
@@ -73,7 +77,8 @@ def test_the_stream_begins_with_how_the_engine_stands_and_goes_on_with_records(s
     with server.client.get("/events") as response:
         assert response.mimetype == "text/event-stream"
         stream = events(response)
-        assert data(next(stream)) == {"mode": "dynamic", "queue": 0, "running": 0, "kv": 0.0}
+        idle = {"mode": "dynamic", "queue": 0, "running": 0, "kv": 0.0, "first_step": 1, "padding_share": 0.0}
+        assert data(next(stream)) == idle
         server.later(num_tokens=5)
         found: list[dict[str, Any]] = []
         while len(found) < 5:
@@ -88,6 +93,15 @@ def test_the_stream_goes_on_where_it_broke_off(server: Server) -> None:
     for given in ({"headers": {"Last-Event-ID": "3"}}, {"query_string": "after=3"}):
         with server.client.get("/events", **given) as response:  # type: ignore[arg-type]
             assert [step["id"] for step in data(next(events(response)))] == [4, 5]
+
+
+def test_an_idle_stream_tells_that_somebody_reset_the_statistics(server: Server) -> None:
+    ask_and_settle(server, 5)
+    with server.client.get("/events") as response:
+        stream = events(response)
+        assert data(next(stream))["first_step"] == 1
+        assert server.client.post("/stats/reset").status_code == 200
+        assert data(next(stream))["first_step"] == server.stats()["first_step"] == 6
 
 
 def test_an_idle_stream_tells_that_somebody_switched_the_mode(server: Server) -> None:

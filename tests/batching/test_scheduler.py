@@ -2,6 +2,7 @@
 
 import pytest
 
+from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policies.mixed import Mixed
 from batching.policies.nobatch import NoBatch
@@ -130,6 +131,16 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(Refused, match=r"needs 17 columns of KV memory, the engine has 16"):
         Scheduler(Dynamic(), small).submit(Request("large", [0] * 10, 8), 0.0)
     Scheduler(Dynamic(), small).submit(Request("fits", [0] * 10, 7), 0.0)
+
+
+@pytest.mark.parametrize("mode", POLICIES)
+def test_a_prompt_of_the_contexts_length_may_ask_for_one_token_in_every_mode(mode: str):
+    """Whose text is not wanted: it is computed for its log probabilities."""
+    fills = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=34)
+    requests = [Request("short", [0] * 5, 3), Request("fills", [0] * 64, 1), Request("next", [0] * 5, 3)]
+    assert all(req.error is None for req in simulate(POLICIES[mode](), fills, requests))
+    with pytest.raises(Refused, match=r"at most 64"):
+        Scheduler(POLICIES[mode](), fills).submit(Request("longer", [0] * 65, 1), 0.0)
 
 
 def test_a_full_queue_refuses_and_a_second_request_of_one_name_too():

@@ -1,12 +1,14 @@
 """The figures of /stats from runs whose every time is known."""
 
+import json
+
 import pytest
 
 from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.policies.static import Static
 from batching.policy import Limits, Policy
-from batching.request import Priority, Request
+from batching.request import Priority, Request, RequestError
 from batching.scheduler import Scheduler
 from batching.stats import distribution
 from batching.step import StepResult
@@ -41,6 +43,48 @@ def test_throughput_is_per_wall_clock_second_and_not_per_summed_latency():
     assert stats["latency"]["immediate"]["e2el"]["p99"] == 2.0
     assert stats["latency"]["immediate"]["tpot"]["p50"] == 0.5
     assert stats["latency"]["immediate"]["itl"]["mean"] == 0.5
+
+
+def test_a_pause_is_in_the_wall_clock_and_not_in_the_time_with_work():
+    clock = VirtualClock()
+    driver = Driver(Scheduler(Dynamic(), LIMITS), clock, lambda req: None)
+    executor = VirtualExecutor(clock, lambda step: 0.5)
+    for arrival in (0.0, 0.5, 100.0):  # the second comes while the first runs
+        clock.now = max(clock.now, arrival)
+        driver.submit(Request(str(arrival), [0], 4, arrival=clock.now))
+        while arrival and driver.iterate(executor) is not None:
+            pass
+        driver.iterate(executor)
+    stats = driver.stats.summary(clock.now, live=False)
+    assert stats["total-elapsed-time"] == 2.5 + 2.0
+    assert stats["throughput"] == 12 / 4.5
+    assert stats["wall_s"] == 102.0
+    assert stats["output_token_throughput"] == 12 / 102
+    assert stats["busy_share"] == 4.5 / 102
+
+
+def test_a_request_that_waits_or_runs_is_work_and_one_that_was_refused_is_none():
+    clock = VirtualClock()
+    driver = Driver(Scheduler(Dynamic(), LIMITS), clock, lambda req: None)
+    driver.submit(Request("too long", [0] * 60, 60))
+    clock.now = 5.0
+    driver.submit(Request("a", [0], 3, arrival=5.0))
+    clock.now = 7.0
+    assert driver.stats.summary(7.0, live=True)["total-elapsed-time"] == 2.0
+    driver.stats.reset(7.0, live=True)
+    clock.now = 8.0
+    driver.cancel("a", RequestError("cancelled", "gone"))
+    assert driver.stats.summary(99.0, live=False)["total-elapsed-time"] == 1.0
+
+
+def test_what_a_steps_record_tells_since_the_reset_is_what_the_summary_does():
+    driver = run(Static(), [Request("a", [0] * 2, 1), Request("b", [0] * 6, 3)])
+    assert driver.stats.since_reset() == {"first_step": 1, "padding_share": 6 / 16}
+    assert driver.stats.summary(0.0, live=False)["padding_share"] == 6 / 16
+    driver.stats.reset(now=50.0, live=False)
+    assert driver.stats.since_reset() == {"first_step": 4, "padding_share": 0.0}
+    records = [json.loads(record) for record in driver.steps.read(0, 10)[1]]
+    assert [(record["first_step"], record["padding_share"]) for record in records] == [(1, 4 / 12), (1, 5 / 14), (1, 6 / 16)]
 
 
 def test_a_token_computed_after_the_stop_is_not_counted():

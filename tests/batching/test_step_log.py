@@ -59,6 +59,7 @@ def test_a_record_has_what_the_contract_says():
         "id": 1, "end": 0.5, "ms": 500.0, "mode": "dynamic", "cells": "pp",
         "new": [[0, 1, "i", "a"], [1, 2, "d", "b"]], "gone": [],
         "queue": 0, "running": 2, "kv": round(3 / 64, 4), "computed": 8, "cached": 0, "tokens": 2, "padding": 0,
+        "first_step": 1, "padding_share": 0.0,
         "load": [8, 0, 0, 34], "why": [],
         "done": [["d", 500.0, None, 500.0, 1]],
     }  # fmt: skip
@@ -200,7 +201,7 @@ def test_a_policy_with_a_reason_for_everybody_is_cut_short():
     assert plan is not None
     plan._refused = {f"{n}": "waits" for n in range(1000)}
     log.on_plan(plan)
-    log.on_step(step, [row.req for row in step.rows], "dynamic", 0, 0.0)
+    log.on_step(step, [row.req for row in step.rows], "dynamic", 0, 0.0, {})
     log.on_result(StepResult(1, 0.0, 1.0), 1)
     log.publish()
     assert len(records(log)[0]["why"]) == step_log.MAX_REASONS

@@ -1,6 +1,9 @@
 """What is counted since the start, from runs whose every time is known."""
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import ceil
+from random import Random
 
 import pytest
 
@@ -12,7 +15,7 @@ from batching.policies.static import Static
 from batching.policy import Limits, Policy
 from batching.request import Priority, Request, RequestError
 from batching.scheduler import Scheduler
-from batching.totals import Histogram
+from batching.totals import QUANTILE_ERROR, REQUEST_S, TOKEN_S, Histogram
 from simulator.virtual import VirtualClock, VirtualExecutor
 
 LIMITS = Limits(max_batch_size=2, token_budget=64, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=4)
@@ -65,6 +68,47 @@ def test_a_value_on_a_bound_lies_under_it():
     assert histogram.sum == 12
     histogram.observe(2, times=3)
     assert (histogram.buckets, histogram.sum) == ([2, 5, 2], 18)
+
+
+def quantile(histogram: Histogram, share: float) -> float:
+    """As Prometheus' histogram_quantile has it: a straight line through the bucket in which the rank lies."""
+    at_most, rank = list(accumulate(histogram.buckets)), share * sum(histogram.buckets)
+    bucket = next(i for i, count in enumerate(at_most) if count >= rank)
+    low, below = (histogram.bounds[bucket - 1], at_most[bucket - 1]) if bucket else (0.0, 0)
+    return low + (histogram.bounds[bucket] - low) * (rank - below) / (at_most[bucket] - below)
+
+
+DISTRIBUTIONS = {
+    "lognormal": lambda draw: draw.lognormvariate(-3.0, 0.5),
+    "a long lognormal": lambda draw: draw.lognormvariate(0.0, 1.2),
+    "heavy tail up to minutes": lambda draw: min(0.05 * draw.paretovariate(0.7), 900.0),
+    "all the same": lambda draw: 0.01201,
+    "just above a bound": lambda draw: 2.4000001,
+    "two lumps": lambda draw: draw.choice((0.0123, 7.3)),
+    "uniform": lambda draw: draw.uniform(0.002, 6.0),
+}
+
+
+@pytest.mark.parametrize("bounds", [TOKEN_S, REQUEST_S], ids=["between tokens", "of requests"])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_quantile_estimated_from_the_buckets_is_within_the_stated_error(name: str, bounds: tuple[float, ...]):
+    draw = Random(7)
+    most = 20.0 if bounds is TOKEN_S else 1000.0
+    values = sorted(min(DISTRIBUTIONS[name](draw), most) for _ in range(20_000))
+    histogram = Histogram(bounds)
+    for value in values:
+        histogram.observe(value)
+    for share in (0.5, 0.9, 0.99, 0.999):
+        exact = values[ceil(share * len(values)) - 1]
+        assert quantile(histogram, share) == pytest.approx(exact, rel=QUANTILE_ERROR), share
+
+
+def test_each_bound_of_a_time_is_at_most_the_stated_error_above_the_one_before():
+    for bounds, first, last in ((TOKEN_S, 0.0002, 20.0), (REQUEST_S, 0.001, 1000.0)):
+        fine = [bound for bound in bounds if bound <= last]
+        assert (fine[0], fine[-1]) == (pytest.approx(first, rel=0.1), last)
+        assert max(high / low for low, high in pairwise(fine)) <= 1 + QUANTILE_ERROR + 1e-9
+        assert list(bounds) == sorted(set(bounds))
 
 
 @pytest.mark.parametrize(("policy", "num_blocks"), [(Dynamic(), 4), (Static(), 16)], ids=["preemption", "padding"])

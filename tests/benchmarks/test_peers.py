@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoint import merges, vocabulary
 from benchmarks.contenders import ours
+from benchmarks.contenders.checkpoint import merges, vocabulary
 from benchmarks.contenders.contender import Contender, Session
+from benchmarks.contenders.table import Row, ratios, table
 from benchmarks.contenders.turn import Done, Turn, serve
-from benchmarks.peers import write_csv
-from benchmarks.peers_table import Row, ratios, table
+from benchmarks.peers import write_runs
 from benchmarks.workload import VOCAB_SIZE, all_at_once, one_at_a_time
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_the_table_shows_why_a_row_is_empty_and_which_rows_compute_something_els
 
 
 def test_the_csv_has_a_line_for_every_run_and_every_note(tmp_path: Path) -> None:
-    write_csv(tmp_path / "runs.csv", ROWS)
+    write_runs(tmp_path / "runs.csv", ROWS)
     with (tmp_path / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * sum(len(row.turns) for row in ROWS) + 1
@@ -102,7 +102,7 @@ def test_too_few_tokens_are_no_result() -> None:
 
 
 def test_a_tiny_run_measures_who_is_here_and_says_who_is_not(tmp_path: Path) -> None:
-    flags = ["--tiny", "--runs", "1", "--work", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]
+    flags = ["--tiny", "--repeat", "1", "--work", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]
     only = "ours fp32,continuous fp32,effective,CTranslate2 fp32,64 slots BF16"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.peers", *flags, "--only", only],

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from client.shared import schema
+
 MODES = ("nobatch", "static", "dynamic", "mixed")
 
 
@@ -26,8 +28,12 @@ class Stub:
         self.reset_status = 200
         self.stats: dict[str, Any] = example_stats()
         self.seconds_a_token = 0.0
+        self.instances = ["stub"]  # the ids of the servers behind this address, which answer in turn
+        self.answers = 0
         self.steps: list[dict[str, Any]] | None = None  # records of GET /steps, which come while requests are answered
         self.slots = 4
+        self.steps_schema: int | None = schema.STEPS
+        self.first_again = False  # whether GET /steps begins anew each time, as that of a second server may
         self.models = [{"id": "demo"}]
         self.most_at_once = 0
         self.under_way = 0
@@ -140,13 +146,15 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
         def _stream(self, body: dict[str, Any], count: int) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
+            self._name()
             self.end_headers()
             for _ in range(body["max_tokens"]):
                 time.sleep(stub.seconds_a_token)
                 self._event({"choices": [{"index": 0, "text": " quiet", "finish_reason": None}], "usage": None})
                 if count == stub.break_stream_at:
                     return
-            self._event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}], "usage": None})
+            last = {"index": 0, "text": "", "finish_reason": "length", "mode": stub.mode}
+            self._event({"choices": [last], "usage": None})
             usage = {"prompt_tokens": len(body["prompt"].split()), "completion_tokens": body["max_tokens"]}
             self._event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
@@ -161,15 +169,22 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             query = parse_qs(urlsplit(self.path).query)
             after, limit = int(query["after"][0]), int(query["limit"][0])
             there = stub.steps if stub.bodies.get(stub.mode) else []
-            chosen = [record for record in there if record["id"] > after][:limit]
-            self._answer(200, {"slots": stub.slots, "limits": {}, "steps": chosen})
+            chosen = [record for record in there if record["id"] > after or stub.first_again][:limit]
+            self._answer(200, {"schema": stub.steps_schema, "slots": stub.slots, "limits": {}, "steps": chosen})
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            self._name()
             self.end_headers()
             self.wfile.write(data)
+
+        def _name(self) -> None:
+            with stub.lock:
+                name = stub.instances[stub.answers % len(stub.instances)]
+                stub.answers += 1
+            self.send_header("BatchLab-Instance", name)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -1,6 +1,6 @@
 """Does the client send on time? 2,000 requests at 200 a second (Poisson) against a stub server in another process.
 
-    .venv/bin/python tests/client/measure_send_times.py [--stream]
+    python -m tests.client.measure_send_times [--stream]
 
 Not a test: a busy machine would fail it. Prints how far planned and actual send times are apart, as the client reports it and
 as the stub saw the requests come in (both processes read the machine's one monotonic clock).
@@ -12,19 +12,15 @@ import argparse
 import asyncio
 import csv
 import multiprocessing
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 from aiohttp import web
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "client"))
-
-from metrics import percentile
-
-import client as client_program
+from client.main import main as run_client
 
 TOKENS, SECONDS_A_TOKEN = 10, 0.02
 
@@ -41,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--url", here.recv(), "--out", folder, "--numsamples", str(args.requests), "--numtokens_range", str(TOKENS)]
         flags += ["--arrivals", "gamma:burstiness=1", "--rate", str(args.rate), "--stream" if args.stream else "--no-stream"]
-        status = client_program.main(flags)
+        status = run_client(flags)
         with (Path(folder) / "results.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     here.send("done")
@@ -57,7 +53,7 @@ def main() -> None:
 
 
 def _ms(values: list[float], percent: float) -> str:
-    return f"{1e3 * (percentile(values, percent) or 0.0):.2f} ms"
+    return f"{1e3 * np.percentile(values, percent):.2f} ms"
 
 
 def serve(pipe: Connection) -> None:

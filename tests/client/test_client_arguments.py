@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import arguments
 import pytest
-from arguments import parse_arguments, read_workloads
+
+from client import arguments
+from client.arguments import parse_arguments, read_workloads
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_bad_argument_is_one_line_naming_it_and_exit_2(line: str, word: str, c
 
 def test_the_defaults_are_those_of_the_original_project() -> None:
     args = parse_arguments([])
-    assert (args.numsamples, args.wait, read_workloads(args)[""].output_lengths) == (100, 1.0, (1, 25, 50, 100))
+    assert (read_workloads(args)[""].count, args.wait, read_workloads(args)[""].output_lengths) == (100, 1.0, (1, 25, 50, 100))
     assert (args.selection, args.deferred, args.modes, args.seed) == ("random", 0.0, None, 0)
     assert (args.url, args.api_key) == ("http://127.0.0.1:8500", "")
 
@@ -102,7 +103,7 @@ def test_modes_may_have_spaces_after_the_commas() -> None:
 
 
 def test_the_example_env_file_names_what_is_read() -> None:
-    example = Path(arguments.__file__).with_name(".env.example").read_text()
+    example = Path(arguments.__file__).with_name(".env.example").read_text(encoding="utf-8")
     assert "IP=" in example
     assert "API_KEY=" in example
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import Answer, ModeRun
-from client_stub import MODES, Stub
-from report import table
-from workload import PlannedRequest
 
-from client import main
+from client.answers import Answer, ModeRun
+from client.main import main
+from client.shared.plan import PlannedRequest
+from client.tables import table
+from tests.client.client_stub import MODES, Stub
+from tests.trace_format import read_trace, slices, tracks
 
 
 def go(stub: Stub, out: Path, *flags: str) -> int:
@@ -40,7 +41,7 @@ def test_every_mode_gets_the_same_requests(stub: Stub, tmp_path: Path) -> None:
 
 def test_each_mode_is_switched_to_reset_fired_and_read_in_turn(stub: Stub, tmp_path: Path) -> None:
     go(stub, tmp_path, "--modes", "static,mixed", "--numsamples", "1")
-    one_mode = ["PUT /mode", "POST /stats/reset", "POST /inference", "GET /stats"]
+    one_mode = ["PUT /mode", "POST /stats/reset", "GET /stats", "POST /inference", "GET /stats"]
     assert stub.calls == ["GET /mode", *one_mode, *one_mode]
 
 
@@ -144,6 +145,45 @@ def test_a_key_that_may_not_reset_stats_still_measures_the_current_mode(
     assert "may not reset /stats" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("version", "told"), [(None, "without a schema version"), (2, "newer than version 1")])
+def test_step_records_of_another_version_are_left_out_with_a_note(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int | None, told: str
+) -> None:
+    stub.steps, stub.steps_schema = [step(1, "p", new=[[0, 1, "i", "a"]])], version
+    assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert "measured without the server's step records" in note
+    assert told in note
+    assert results(tmp_path)["modes"][0]["steps"] is None
+
+
+def test_a_trace_has_a_process_a_mode_with_its_steps_slots_and_requests(stub: Stub, tmp_path: Path) -> None:
+    left = step(3, "d", new=[[0, 3, "i", "c"]], gone=[[0, "p"], [1, "f"]])
+    stub.steps = quick([step(1, "pp", new=[[0, 1, "i", "a"], [1, 2, "d", "b"]]), step(2, "dx"), left])
+    flags = ["--modes", "static,mixed", "--perfetto", str(tmp_path / "trace.json"), "--stream"]
+    assert go(stub, tmp_path, *flags) == 0
+    events = read_trace(tmp_path / "trace.json")
+    assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["static", "mixed"]
+    assert list(tracks(events).values()) == ["steps", "slot 0", "slot 1"]
+    shown = [name for name, _, _ in slices(events, "slot 0")]
+    assert shown == ["request 1", "prefill", "decode", "request 3", "decode"]
+    assert [name for name, _, _ in slices(events, "slot 1")] == ["request 2", "prefill", "wasted"]
+    assert any(e["ph"] == "i" and e["name"] == "preempted" for e in events)
+    for pid in (1, 2):
+        assert sum(e["ph"] == "b" and e["pid"] == pid and e["name"] == "immediate request" for e in events) == 8
+
+
+def test_a_trace_can_be_made_of_results_that_were_written(stub: Stub, tmp_path: Path, capsys) -> None:
+    stub.steps = quick([step(1, "pp", new=[[0, 1, "i", "a"], [1, 2, "d", "b"]]), step(2, "dx")])
+    assert go(stub, tmp_path, "--report", str(tmp_path), "--perfetto", str(tmp_path / "first.json")) == 0
+    assert main(["--results", str(tmp_path / "results.json"), "--perfetto", str(tmp_path / "again.json")]) == 0
+    first, again = read_trace(tmp_path / "first.json"), read_trace(tmp_path / "again.json")
+    assert slices(again, "slot 1") == slices(first, "slot 1")
+    assert len(again) == len(first)
+    assert main(["--results", str(tmp_path / "results.json"), "--perfetto", str(tmp_path / "no" / "trace.json")]) == 1
+    assert "--perfetto" in capsys.readouterr().err
+
+
 def test_a_server_that_dies_half_way_is_one_line_and_what_came_is_kept(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +247,7 @@ def test_a_single_prompt_prints_its_completion_and_its_times(stub: Stub, capsys:
     shown = capsys.readouterr().out
     assert shown.startswith("Once upon a time was quiet.\n")
     assert "3 tokens in mode dynamic" in shown
-    assert "first token after 0.010 s" in shown
+    assert "server TTFT 0.010 s" in shown
     assert stub.bodies["dynamic"] == [{"prompt": "Once upon a time", "num_tokens": 3, "priority": "immediate", "seed": 0}]
 
 
@@ -249,7 +289,7 @@ def test_streamed_answers_have_the_times_that_their_pieces_came_at(stub: Stub, t
         times = answer["piece_times_s"]
         assert (len(times), answer["output_tokens"], answer["prompt_tokens"]) == (5, 5, 9)
         assert answer["planned_s"] + 0.01 < times[0] < times[-1] <= answer["answered_s"]
-        assert answer["tpot_s"] == pytest.approx((answer["answered_s"] - times[0]) / 4, abs=1e-5)
+        assert answer["tpot_s"] == pytest.approx((times[-1] - times[0]) / 4, abs=1e-5)
         assert answer["completion"] == " quiet" * 5
 
 
@@ -285,7 +325,7 @@ def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does(stub: Stub
 def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> None:
     made = ["--arrivals", "high", "--duration", "0.2", "--numsamples", "12", "--deferred", "0.5", "--numtokens_range", "2", "7"]
     assert main([*made, "--plan-only", "--out", str(tmp_path)]) == 0
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     wanted = sorted((r["seed"], r["prompt"], r["num_tokens"], r["priority"]) for r in plan["requests"])
     flags = [
         "--url",
@@ -300,7 +340,7 @@ def test_a_plan_is_sent_unchanged_in_every_mode(stub: Stub, tmp_path: Path) -> N
     assert main(flags) == 0
     for mode in ("static", "mixed"):
         assert sorted((b["seed"], b["prompt"], b["num_tokens"], b["priority"]) for b in stub.bodies[mode]) == wanted
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["requests"] == plan["requests"]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["requests"] == plan["requests"]
 
 
 def step(id: int, cells: str, **more: Any) -> dict[str, Any]:
@@ -308,12 +348,17 @@ def step(id: int, cells: str, **more: Any) -> dict[str, Any]:
     return record | {"queue": 2, "running": 1, "kv": 0.5, "computed": 1, "tokens": 1, "padding": 0, "why": []} | more
 
 
+def quick(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a millisecond each, so that the stub's run is longer than they are."""
+    return [record | {"end": 100 + record["id"] / 1e3, "ms": 1.0} for record in steps]
+
+
 def test_a_report_is_one_page_without_network_or_script_with_every_picture_in_it(stub: Stub, tmp_path: Path) -> None:
     stub.steps = [step(1, "pp", new=[[0, 1, "i", "a"], [1, 2, "d", "b"]]), step(2, "dd"), step(3, "dx")]
     flags = ["--modes", "static,mixed", "--deferred", "0.5", "--goodput", "ttft:5", "tpot:1", "--report", str(tmp_path)]
     assert go(stub, tmp_path, *flags) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 2 * 6, "light and dark"
     assert not re.search(r"<script|<link|https?://(?!127\.0\.0\.1)", page)
     for name in ("throughput", "slots", "queue", "cdf", "latency", "plan"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -341,7 +386,7 @@ def test_results_that_were_written_are_shown_again_without_a_server(stub: Stub, 
         assert other["answers"] == [about(answer) for answer in one["answers"]]
         assert other["steps"] == one["steps"]
         assert other["groups"]["all"]["errors"] == one["groups"]["all"]["errors"] == {}
-    assert (again / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (again / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 2 * 6, "light and dark"
 
 
 def as_the_simulator_writes_them(out: Path, **changes: Any) -> Path:
@@ -361,7 +406,7 @@ def test_the_page_of_a_simulated_run_says_nothing_of_a_server(stub: Stub, tmp_pa
     path = as_the_simulator_writes_them(tmp_path)
     capsys.readouterr()
     assert main(["--results", str(path), "--report", str(tmp_path / "page"), "--goodput", "ttft:5"]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     for text in (page, capsys.readouterr().out):
         assert "virtual" in text
         assert not re.search(r"server's|: sent |planned send|seen from here|not recorded", text)
@@ -382,7 +427,7 @@ def test_the_page_of_several_simulated_engines_says_why_it_has_no_timeline(stub:
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     path = as_the_simulator_writes_them(tmp_path, steps=None, slots=0)
     assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "several engines in virtual time" in page
     assert "GET /steps" not in page
 
@@ -392,13 +437,21 @@ def test_the_page_says_from_when_on_a_long_simulated_runs_steps_are_recorded(stu
     steps = [step(id, "d") | {"end_s": id / 10} for id in (41, 42)]
     path = as_the_simulator_writes_them(tmp_path, steps=steps, slots=4)
     assert main(["--results", str(path), "--report", str(tmp_path / "page")]) == 0
-    page = (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "They begin at: static 4.0 s, mixed 4.0 s." in page
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("[", "is no results.json"), ('{"modes": [{}]}', "is no results.json"), ("", "is no results.json")],
+    [
+        ("[", "is no results.json"),
+        ("", "is no results.json"),
+        ("{}", "is no results.json"),
+        ('{"schema": 1, "modes": [{}]}', "is no results.json"),
+        ('{"modes": []}', "results without a schema version, from before there were any; this program reads version 1"),
+        ('{"schema": 2, "modes": []}', "results of schema version 2, newer than version 1, which this program reads"),
+        ('{"schema": "1", "modes": []}', "schema must be a whole number"),
+    ],
 )
 def test_a_file_that_holds_no_results_is_refused_in_a_line(tmp_path: Path, capsys, text: str, told: str) -> None:
     path = tmp_path / "results.json"
@@ -414,7 +467,7 @@ def test_without_step_records_the_report_says_so_and_leaves_the_timeline_out(stu
     assert go(stub, tmp_path, "--report", str(tmp_path)) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "no step records (GET /steps)" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 2 * 5, "light and dark"
     assert not (tmp_path / "slots.png").exists()
     assert results(tmp_path)["modes"][0]["steps"] is None
 
@@ -429,10 +482,11 @@ def test_a_server_that_dies_half_way_leaves_a_report_of_what_came(stub: Stub, tm
 def test_figures_more_than_five_percent_from_the_servers_are_named(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    stub.stats["latency"]["all"]["server_ttft"]["p50"] = 100.0  # far from it on any machine
     assert go(stub, tmp_path, "--stream") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "of the server's own" in line)
-    assert "TTFT p50" in line
-    assert "the server's 0.021" in line
+    assert "TTFT since sent p50" in line
+    assert "the server's 100 (-100%" in line
 
 
 def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: Path) -> None:
@@ -440,8 +494,35 @@ def test_several_arrivals_by_several_modes_are_one_report(stub: Stub, tmp_path: 
     flags += ["--numtokens_range", "3", "--modes", "nobatch,static", "--report", str(tmp_path)]
     assert main(flags) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3 * 5
-    plans = [json.loads((tmp_path / name / "plan.json").read_text())["requests"] for name in ("low", "medium", "high")]
+    assert page.count("data:image/png;base64,") == 3 * 10
+    plans = [
+        json.loads((tmp_path / name / "plan.json").read_text(encoding="utf-8"))["requests"]
+        for name in ("low", "medium", "high")
+    ]
     assert len({json.dumps(plan) for plan in plans}) == 3
     assert [len(rows(tmp_path / name)) for name in ("low", "medium", "high")] == [12, 12, 12]
     assert len(stub.bodies["static"]) == 18
+
+
+def test_repeats_take_turns_and_the_table_has_their_medians_and_how_far_they_are_apart(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(stub, tmp_path, "--modes", "static,mixed", "--repeat", "3", "--report", str(tmp_path)) == 0
+    found = results(tmp_path)["modes"]
+    assert sorted((mode["mode"], mode["repeat"]) for mode in found) == [(m, n) for m in ("mixed", "static") for n in (1, 2, 3)]
+    assert len(rows(tmp_path)) == 2 * 3 * 8
+    assert [len(stub.bodies[mode]) for mode in ("static", "mixed")] == [24, 24]
+    shown = capsys.readouterr().out
+    for mode in ("static", "mixed"):
+        rates = sorted(one["groups"]["all"]["output_token_throughput"] for one in found if one["mode"] == mode)
+        spread = (rates[-1] - rates[0]) / (sum(rates) / 3)
+        assert re.search(rf"^{mode}\W+3 +{rates[1]:.1f} \({spread:.0%}\)", shown, re.MULTILINE), shown
+    assert main(["--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "again")]) == 0
+    assert len(results(tmp_path / "again")["modes"]) == 6
+
+
+def test_modes_are_repeated_backwards_every_other_time(stub: Stub, tmp_path: Path) -> None:
+    switched: list[str] = []
+    stub.on_request = lambda count: switched.append(stub.mode)
+    assert go(stub, tmp_path, "--modes", "nobatch,static,mixed", "--repeat", "2", "--numsamples", "1") == 0
+    assert switched == ["nobatch", "static", "mixed", "mixed", "static", "nobatch"]

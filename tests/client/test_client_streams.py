@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_arrivals, read_arrivals
-from distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
 from hypothesis import given
 from hypothesis import strategies as st
-from lengths import WORDS, draw_lengths, fit, read_lengths, words
-from workload import PlanError, Workload, make_plan, read_plan, write_plan
 
-from client import main
+from client.arrivals import BURSTS, INNER, OUTER, Bursts, counts_by_bin, draw_arrivals, read_arrivals
+from client.distributions import Shape, gaussian, inverse_gaussian, read_shape, zipf
+from client.lengths import WORDS, draw_lengths, fit, read_lengths, words
+from client.main import main
+from client.shared.plan import PlanError, read_plan, write_plan
+from client.workload import Workload, make_plan
 
 SPANS = {"outer": st.sampled_from(sorted(OUTER)), "inner": st.sampled_from(sorted(INNER))}
 
@@ -183,10 +184,10 @@ def test_what_does_not_fit_the_context_is_cut_to_it(pair: tuple[int, int], expec
 
 
 def test_a_prompt_made_to_a_length_has_it_in_both_vocabularies() -> None:
-    pytest.importorskip("tiktoken", reason="the server's vocabularies need tiktoken")
-    from model.tokenizer import load_demo_tokenizer, load_gpt2_tokenizer
+    pytest.importorskip("tokenizers", reason="the server's vocabularies need it")
+    from model.tokenizer import load_gpt2_tokenizer, load_tokenizer
 
-    tokenizer = load_demo_tokenizer(Path(__file__).parents[2] / "model" / "demo")
+    tokenizer = load_tokenizer(Path(__file__).parents[2] / "model" / "demo")
     draw = random.Random(0)
     for tokens in (1, 2, 7, 300):
         assert len(tokenizer.encode(words(tokens, draw))) == tokens
@@ -201,7 +202,10 @@ def test_a_plan_read_from_its_file_is_the_plan(tmp_path: Path) -> None:
     )
     write_plan(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
-    assert json.loads((tmp_path / "plan.json").read_text())["requests"][0].keys() >= {
+    marked = b"\xef\xbb\xbf" + (tmp_path / "plan.json").read_bytes()  # as some editors save it
+    (tmp_path / "plan.json").write_bytes(marked)
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8-sig"))["requests"][0].keys() >= {
         "at_s",
         "prompt",
         "num_tokens",
@@ -234,7 +238,7 @@ def test_arrivals_are_drawn_by_seed_and_lengths_move_none_of_them() -> None:
 def test_a_bad_request_in_a_plan_is_named(change: dict[str, object], word: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(path, make_plan(Workload(3, output_lengths=(5,))))
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text(encoding="utf-8"))
     value["requests"][1] |= change
     path.write_text(json.dumps(value))
     with pytest.raises(PlanError, match=word):

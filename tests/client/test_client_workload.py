@@ -6,7 +6,9 @@ import math
 from itertools import pairwise
 
 import pytest
-from workload import OPENINGS, PlannedRequest, Workload, make_plan
+
+from client.shared.plan import PlannedRequest
+from client.workload import OPENINGS, Workload, make_plan
 
 LENGTHS = (1, 25, 50, 100)
 

@@ -26,7 +26,7 @@ def add_batch(store: Store, lines: int) -> Batch:
 
 def accept(store: Store, batch: Batch) -> Batch:
     with store.open_file(batch.input_file_id) as stream:
-        lines, errors = check(stream, ENDPOINT, MODEL)
+        lines, errors = check(stream, ENDPOINT, (MODEL,))
     assert not errors
     return store.accept(batch.id, lines, MODEL)
 

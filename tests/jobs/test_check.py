@@ -4,6 +4,7 @@ import io
 import json
 import tracemalloc
 import zlib
+from codecs import BOM_UTF8
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ LEFT_OUT = object()
 
 
 def check_bytes(content: bytes, **limits: int) -> tuple[list[Line], list[BatchError]]:
-    return check(io.BytesIO(content), ENDPOINT, MODEL, **limits)
+    return check(io.BytesIO(content), ENDPOINT, (MODEL,), **limits)
 
 
 def test_a_good_file_gives_an_index_of_its_lines() -> None:
@@ -38,6 +39,22 @@ def test_blank_lines_are_numbered_but_are_no_lines() -> None:
     assert errors == []
     assert [line.number for line in lines] == [3, 5]
     assert [json.loads(content[line.offset :][: line.length])["custom_id"] for line in lines] == ["a", "b"]
+
+
+def test_a_byte_order_mark_before_the_first_line_is_none_of_it() -> None:
+    content = BOM_UTF8 + request_line("a") + request_line("b")
+    lines, errors = check_bytes(content)
+    assert errors == []
+    assert [json.loads(content[line.offset :][: line.length].decode())["custom_id"] for line in lines] == ["a", "b"]
+    assert check_bytes(BOM_UTF8)[1][0].code == "empty_file"
+    assert check_bytes(content[:1])[1][0].code == "invalid_json_line", "half a mark is a line"
+
+
+def test_a_line_ends_at_its_line_feed_and_nowhere_else() -> None:
+    odd = "a\u2028b\u2029c\u0085d"
+    line = json.dumps(GOOD | {"custom_id": odd}, ensure_ascii=False).encode()
+    lines, errors = check_bytes(line + b"\r\n" + request_line("b"))
+    assert (errors, [line.custom_id for line in lines]) == ([], [odd, "b"])
 
 
 FAULTS = [
@@ -127,7 +144,7 @@ def test_a_line_may_have_just_so_many_bytes(ending: bytes) -> None:
 def test_a_line_that_never_ends_is_not_read_into_memory() -> None:
     content = io.BytesIO(b"\n" + b"x" * (24 * MAX_LINE_BYTES))
     tracemalloc.start()
-    _, (error,) = check(content, ENDPOINT, MODEL)
+    _, (error,) = check(content, ENDPOINT, (MODEL,))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert error.code == "line_too_long"

@@ -241,6 +241,17 @@ def test_on_a_gpu_that_has_triton_the_batch_decides(count: int, kernel: str, see
     assert asked == [kernel]
 
 
+def test_a_head_size_that_no_gpu_kernel_is_for_is_left_to_plain_torch(seed: int, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "has_triton", lambda device: True)
+    monkeypatch.setattr(module.cpu_attention, "STORED", {})
+    monkeypatch.setattr(module, "plain_attention", lambda *args: asked.append("plain"))
+    monkeypatch.setattr(ragged, "HEAD_SIZE", 24)
+    case = Case([Share(3, 1)], seed)
+    paged_attention(case.q, case.k, case.v, case.k_cache, case.v_cache, case.batch)
+    assert asked == ["plain"]
+
+
 # What only the GPU's kernels have.
 
 

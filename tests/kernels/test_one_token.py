@@ -70,12 +70,12 @@ def test_activations_of_another_dtype_are_refused():
 # A whole block.
 
 
-@pytest.fixture
-def blocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
+@pytest.fixture(params=[None, 3 * WIDTH, 64], ids=lambda inner: f"inner {inner}")
+def blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> dict[str, nn.Module]:
     monkeypatch.setattr(ragged, "HEADS", HEADS)
     found = {}
     for dtype in ("int8", "bf16"):
-        model = random(GPTConfig(1, HEADS, WIDTH, 101, 2048), DTYPES[dtype], CPU)
+        model = random(GPTConfig(1, HEADS, WIDTH, 101, 2048, n_inner=request.param), DTYPES[dtype], CPU)
         lay_out(model, dtype)
         found[dtype] = model.h[0]
     return found

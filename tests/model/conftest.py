@@ -1,7 +1,9 @@
 """transformers' GPT-2 with every tensor random, saved to disk and read back by our loader: the oracle and its twin."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from model.checkpoint import config_of, load
 from model.gpt import GPT
+from model.tokenizer import Tokenizer, load_gpt2_tokenizer
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 128, "vocab_size": 211, "n_positions": 64}
 MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257, "n_positions": 1024}
@@ -17,19 +20,21 @@ MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50257, "n_p
 transformers_logging.set_verbosity_error()
 
 
-def make_oracle(shape: dict[str, int], folder: Path) -> GPT2LMHeadModel:
-    """Biases and LayerNorm gains are random too, and queries and keys large, so that attention is peaked."""
+def make_oracle(shape: dict[str, Any], folder: Path) -> GPT2LMHeadModel:
+    """`shape`: of GPT2Config. Biases and LayerNorm gains are random too, and queries and keys large, so that attention is
+    peaked."""
     torch.manual_seed(1)
     with torch.device("meta"):
         oracle = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
     oracle.to_empty(device="cpu")
-    width = shape["n_embd"]
+    width, scaled = shape["n_embd"], shape.get("scale_attn_weights", True)
     with torch.no_grad():
         for name, tensor in oracle.named_parameters():
             gain = "ln_" in name and name.endswith("weight")
             tensor.normal_(float(gain), 0.02 if "wte" in name or "wpe" in name else 0.1 if tensor.ndim == 1 else width**-0.5)
             if name.endswith("c_attn.weight"):
-                tensor[:, : 2 * width] *= 2.0  # scores spread over several units: attention is peaked
+                # scores spread over several units, whatever they are divided by: attention is peaked
+                tensor[:, : 2 * width] *= 2.0 if scaled else 2.0 / (width / shape["n_head"]) ** 0.25
         oracle.tie_weights()
     oracle.eval()
     oracle.save_pretrained(folder)
@@ -46,6 +51,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Pa
 def medium(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, Path]:
     folder = tmp_path_factory.mktemp("medium")
     return make_oracle(MEDIUM, folder), folder
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Tokenizer:
+    """GPT-2's vocabulary, where this machine has it."""
+    found = load_gpt2_tokenizer() if "TIKTOKEN_CACHE_DIR" in os.environ else None
+    if found is None:
+        pytest.skip("tiktoken's cache (TIKTOKEN_CACHE_DIR) does not hold GPT-2's vocabulary")
+    return found
 
 
 @pytest.fixture(scope="session")

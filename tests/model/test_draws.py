@@ -14,7 +14,7 @@ from batching.random_streams import random_streams
 from batching.request import SamplingParams
 from model.checkpoint import config_of, load
 from model.sampling import sample
-from model.tokenizer import load_demo_tokenizer
+from model.tokenizer import load_tokenizer
 
 from .paged import PagedRun
 from .test_sampling import reference
@@ -31,7 +31,7 @@ PLAIN = SamplingParams(1.0)
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     """Sixty, none of which is another's end."""
-    tokens = load_demo_tokenizer(DEMO).encode(TEXT)
+    tokens = load_tokenizer(DEMO).encode(TEXT)
     return [tokens[begin : begin + 3 + begin % 7] for begin in range(60)]
 
 
@@ -39,7 +39,7 @@ def prompts() -> list[list[int]]:
 def logits(prompts: list[list[int]]) -> torch.Tensor:
     """Of the token after each prompt: (60, vocab)."""
     model = load(DEMO, config_of("demo", DEMO), torch.float32, torch.device("cpu"))
-    vocab = load_demo_tokenizer(DEMO).vocab_size
+    vocab = load_tokenizer(DEMO).vocab_size
     return torch.stack([chunk[-1, :vocab] for chunk in PagedRun(model, len(prompts)).step(list(enumerate(prompts)))])
 
 

@@ -1,19 +1,20 @@
 """Stop strings over tokens that know nothing of them."""
 
-import tiktoken
+import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models
 
 from batching.request import Request
 from model.ending import Ending, TextStream
-from model.tokenizer import GPT2_PATTERN, Tokenizer, text_of
+from model.tokenizer import Tokenizer, text_of
 
 PIECES = [b"hel", b"lo, wo", b"rld", b". The ", b"END", b" of", b"\xe6\x97", b"\xa5\xe6\x9c", b"\xac", b"\n\n"]
 RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, piece in enumerate(PIECES)}
-VOCABULARY = Tokenizer(
-    "pieces",
-    tiktoken.Encoding("pieces", pat_str=GPT2_PATTERN, mergeable_ranks=RANKS, special_tokens={"<|end|>": 256 + len(PIECES)}),
-)
+SAID = (*(bytes([byte]) for byte in range(256)), *PIECES, b"<|end|>")
+END = len(SAID) - 1
+VOCABULARY = Tokenizer("pieces", tokenizers.Tokenizer(models.BPE()), SAID, frozenset([END, RANKS[b" of"]]), END)
 
 
 def stops_after(stops: list[str], generated: list[bytes], prompt: list[bytes] | None = None) -> int | None:
@@ -76,8 +77,9 @@ def test_the_text_is_what_comes_before_the_first_stop():
     )
 
 
-def test_the_end_of_the_text_is_not_part_of_it():
-    over = VOCABULARY.end_of_text
+@pytest.mark.parametrize("over", VOCABULARY.ends)
+def test_the_end_of_the_text_is_not_part_of_it(over: int):
+    """Of several that a model may have."""
     req = Request("r", [0, RANKS[b"hel"], over], 9)
     req.prompt_len = 1
     assert Ending(VOCABULARY, end_of_text=True)(req)
@@ -89,7 +91,7 @@ def test_the_end_of_the_text_is_not_part_of_it():
 def test_nothing_ends_a_text_before_its_least_length():
     ending = Ending(VOCABULARY, ["END"], end_of_text=True, min_tokens=3)
     req = Request("r", [0], 9)
-    pieces = [RANKS[b"END"], VOCABULARY.end_of_text, RANKS[b"hel"], RANKS[b"END"]]
+    pieces = [RANKS[b"END"], END, RANKS[b"hel"], RANKS[b"END"]]
     met = []
     for token in pieces:
         req.tokens.append(token)
@@ -127,5 +129,5 @@ def test_an_end_that_is_not_yet_answered_is_not_shown_either():
     ending = Ending(VOCABULARY, ["END"], end_of_text=True)
     output = [RANKS[b"hel"], RANKS[b"END"]]
     assert ending.certain(output) == b"hel"
-    assert ending.certain([RANKS[b"hel"], VOCABULARY.end_of_text]) == b"hel"
+    assert ending.certain([RANKS[b"hel"], END]) == b"hel"
     assert ending.certain([RANKS[b"hel"], RANKS[b"E"]]) == b"hel"

@@ -1,6 +1,8 @@
 """From settings to an engine: what is loaded, what it falls back to, and how much memory it takes."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from batching.driver import Driver
 from batching.policies.dynamic import Dynamic
 from batching.request import Request, SamplingParams
 from batching.scheduler import Scheduler
-from model.checkpoint import CheckpointError, GPTConfig, random
+from model.checkpoint import DEMO, CheckpointError, GPTConfig, random
 from model.engine import Loaded, load_model, make_executor
-from model.tokenizer import load_demo_tokenizer
+from model.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,6 +66,51 @@ def test_a_checkpoint_without_any_vocabulary_is_an_error(small):
         load_model("gpt2", str(small[1]), "fp32", "cpu", fall_back=False)
 
 
+def with_vocabulary(small, folder: Path, **config) -> Path:
+    """A checkpoint of 211 tokens' worth of weights made larger, with the demo's vocabulary of 2,560."""
+    shape = json.loads((small[1] / "config.json").read_text()) | {"vocab_size": 2600} | config
+    (folder / "config.json").write_text(json.dumps(shape))
+    tensors = load_file(small[1] / "model.safetensors")
+    tensors["transformer.wte.weight"] = torch.randn(shape["vocab_size"], 128, generator=torch.Generator().manual_seed(0))
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(DEMO / "tokenizer.json", folder)
+    return folder
+
+
+def test_a_checkpoints_own_vocabulary_is_used_and_the_padding_of_its_embeddings_is_never_drawn(small, tmp_path: Path):
+    loaded = load_model("gpt2", str(with_vocabulary(small, tmp_path)), "fp32", "cpu", fall_back=False)
+    assert (loaded.tokenizer.vocab_size, loaded.model.config.vocab_size, loaded.note) == (2560, 2600, None)
+    executor, limits = make_executor(loaded, lambda: 0.0, 8, 64, 8, kv_gb=0.1)
+    answered: list[Request] = []
+    driver = Driver(Scheduler(Dynamic(), limits), lambda: 0.0, answered.append)
+    driver.submit(Request("hot", [1, 7], 60, sampling=SamplingParams(temperature=50.0)))
+    while not answered:
+        driver.iterate(executor)
+    assert max(answered[0].output) < 2560
+
+
+def test_what_ends_a_text_is_what_the_checkpoint_says(small, tmp_path: Path):
+    folder = str(with_vocabulary(small, tmp_path, eos_token_id=17, bos_token_id=5))
+    tokenizer = load_model("gpt2", folder, "fp32", "cpu", fall_back=False).tokenizer
+    assert (tokenizer.ends, tokenizer.begin) == ({17}, 5)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 2559]}')
+    assert load_model("gpt2", folder, "fp32", "cpu", fall_back=False).tokenizer.ends == {3, 2559}
+
+
+def test_a_vocabulary_larger_than_the_model_is_an_error(small, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="has 2560 tokens, the model only 2000"):
+        load_model("gpt2", str(with_vocabulary(small, tmp_path, vocab_size=2000)), "fp32", "cpu", fall_back=False)
+
+
+@pytest.mark.usefixtures("gpt2")
+def test_a_checkpoint_of_gpt2s_size_without_a_vocabulary_has_gpt2s_and_says_so(medium):
+    loaded = load_model("gpt2-medium", str(medium[1]), "fp32", "cpu", fall_back=False)
+    assert loaded.tokenizer.name == "gpt2"
+    assert loaded.note is not None
+    assert "brings no vocabulary" in loaded.note
+    assert loaded.note.endswith("using GPT-2's")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="device: cuda"):
@@ -96,7 +144,7 @@ def test_random_weights_without_gpt2s_vocabulary_use_the_demos_and_never_draw_an
 def shape() -> Loaded:
     """16 MiB of KV cache a context: 64 blocks of 2 * 4 layers * 16 columns * 512 * 4 bytes."""
     model = random(GPTConfig(n_layer=4, n_head=8, n_embd=512, vocab_size=100), torch.float32, torch.device("cpu"))
-    tokenizer = load_demo_tokenizer(Path(__file__).parents[2] / "model" / "demo")
+    tokenizer = load_tokenizer(Path(__file__).parents[2] / "model" / "demo")
     return Loaded(model, tokenizer, "shape", "random", "fp32", torch.device("cpu"))
 
 

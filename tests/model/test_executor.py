@@ -25,7 +25,7 @@ from model.cuda_graphs import buckets
 from model.executor import GPTExecutor
 from model.gpt import GPT
 from model.kv_cache import KVCache
-from model.tokenizer import load_demo_tokenizer
+from model.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -53,7 +53,7 @@ def demo() -> GPT:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    encoded = [load_demo_tokenizer(DEMO).encode(text) for text in TEXTS]
+    encoded = [load_tokenizer(DEMO).encode(text) for text in TEXTS]
     assert len({len(prompt) for prompt in encoded}) > 2, "lengths differ"
     return encoded
 
@@ -169,11 +169,28 @@ def drawn(model: GPT, policy: Policy, prompts: list[list[int]], way: str = "at o
     return [req.output for req in run(model, policy, requests, way)]
 
 
+def penalised(model: GPT, policy: Policy, prompts: list[list[int]], way: str = "at once") -> list[list[int]]:
+    """Greedy, and each token is the less likely the more often it has come: with all that came before counted, there is but
+    one such text."""
+    requests = greedy(prompts)
+    for i, req in enumerate(requests):
+        req.sampling = SamplingParams(frequency_penalty=2.0, presence_penalty=2.0 * i, repetition_penalty=1.0 + i / 4)
+    return [req.output for req in run(model, policy, requests, way)]
+
+
 @WAYS
 def test_seeded_draws_give_the_same_tokens_in_every_mode(way: str, demo: GPT, prompts):
     alone = drawn(demo, NoBatch(), prompts)
     for policy in (static(), Dynamic(), POLICIES["mixed"]()):
         assert drawn(demo, policy, prompts, way) == alone, policy
+
+
+@WAYS
+def test_penalties_count_every_token_that_came_before_in_every_mode(way: str, demo: GPT, prompts, expected):
+    alone = penalised(demo, NoBatch(), prompts)
+    assert alone != expected
+    for policy in (static(), Dynamic(), POLICIES["fastserve"]()):
+        assert penalised(demo, policy, prompts, way) == alone, policy
 
 
 # Two steps under way, and graphs.

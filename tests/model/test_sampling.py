@@ -229,8 +229,8 @@ def test_the_uniform_number_is_uniform_and_says_nothing_of_its_neighbours(along:
 def test_a_token_is_not_drawn_before_its_time():
     logits = random_logits(3, 12)
     logits[:, 7] = 50.0
-    short = SamplingParams(temperature=1.0, min_tokens=4, not_yet=7)
-    greedy = SamplingParams(min_tokens=4, not_yet=7)
+    short = SamplingParams(temperature=1.0, min_tokens=4, stop_token_ids=(7, 3))
+    greedy = SamplingParams(min_tokens=4, stop_token_ids=(7, 3))
     plain = SamplingParams(temperature=1.0)
     assert sample(logits, [short, greedy, plain], [3, 3, 3])[2] == 7
     assert 7 not in sample(logits, [short, greedy, plain], [3, 3, 3])[:2]

@@ -15,7 +15,7 @@ from simulator.__main__ import main
 from simulator.virtual import simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-policy.md"
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [text for language, text in BLOCKS if language == "bash"]
 OUTPUTS = [text for language, text in BLOCKS if not language]
@@ -24,7 +24,7 @@ OUTPUTS = [text for language, text in BLOCKS if not language]
 @pytest.fixture
 def shortest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Policy]:
     """The page's class, out of a file `mine.py` as on the page."""
-    (tmp_path / "mine.py").write_text(PROGRAMS[0])
+    (tmp_path / "mine.py").write_text(PROGRAMS[0], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     import mine

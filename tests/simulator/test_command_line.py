@@ -18,7 +18,7 @@ def test_several_policies_are_compared_on_one_plan(tmp_path: Path, capsys):
     said = capsys.readouterr().out
     assert "roofline of gpt2" in said
     assert "40 requests, 50% deferred; 50 a second" in said
-    written = json.loads((tmp_path / "report" / "results.json").read_text())
+    written = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
     assert [mode["mode"] for mode in written["modes"]] == ["nobatch", "static", "dynamic"]
     plans = [[(a["planned_s"], a["prompt_tokens"], a["output_tokens"]) for a in mode["answers"]] for mode in written["modes"]]
     assert plans[0] == plans[1] == plans[2] != []
@@ -96,10 +96,12 @@ def test_the_client_makes_its_page_of_what_was_simulated(tmp_path: Path):
     command = [sys.executable, str(CLIENT), "--results", str(tmp_path / "results.json"), "--report", str(tmp_path / "page")]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert "roofline of gpt2" in said
-    assert (tmp_path / "page" / "report.html").read_text().count("data:image/png;base64,") == 6
+    assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 2 * 6, (
+        "light and dark"
+    )
     assert (tmp_path / "page" / "slots.png").exists()
-    simulated = json.loads((tmp_path / "results.json").read_text())["modes"]
-    shown = json.loads((tmp_path / "page" / "results.json").read_text())["modes"]
+    simulated = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["modes"]
+    shown = json.loads((tmp_path / "page" / "results.json").read_text(encoding="utf-8"))["modes"]
     for one, other in zip(simulated, shown, strict=True):
         for group, figures in one["groups"].items():
             for name, value in figures.items():
@@ -112,3 +114,23 @@ def test_the_client_makes_its_page_of_what_was_simulated(tmp_path: Path):
 def test_a_plan_that_is_not_there_is_one_line(capsys, tmp_path: Path):
     assert main(["run", "--policy", "static", "--model", "T4:gpt2", "--plan", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err == f"simulator: {tmp_path / 'none.json'}: No such file or directory\n"
+
+
+def test_repeats_have_plans_of_their_own_and_each_mode_the_same_ones(tmp_path: Path, capsys):
+    assert main([*RUN, "--policy", "static,dynamic", "--repeat", "3", "--report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "seed 0, and the 2 after it" in said
+    modes = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["modes"]
+    plans = {(m["mode"], m["repeat"]): [a["planned_s"] for a in m["answers"]] for m in modes}
+    assert len(plans) == 6
+    for n in (1, 2, 3):
+        assert plans["static", n] == plans["dynamic", n]
+    assert plans["static", 1] != plans["static", 2] != plans["static", 3]
+    rates = sorted(m["groups"]["all"]["request_throughput"] for m in modes if m["mode"] == "dynamic")
+    line = next(line for line in said.splitlines() if line.startswith("dynamic") and "%)" in line)
+    assert f"{rates[1]:.2f} ({(rates[2] - rates[0]) / (sum(rates) / 3):.0%})" in line
+
+
+def test_a_plan_of_a_file_is_not_repeated(capsys, tmp_path: Path):
+    assert main(["run", "--policy", "static", "--model", "T4:gpt2", "--plan", str(tmp_path / "p.json"), "--repeat", "2"]) == 2
+    assert capsys.readouterr().err.startswith("simulator: --repeat goes with --requests")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batching.driver import Driver
+from batching.driver import LOG_SCHEMA, Driver
 from batching.policies import POLICIES
 from batching.policy import Limits
 from batching.request import Request, RequestError
@@ -229,6 +229,8 @@ def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_no
     path = tmp_path / "run.jsonl"
     path.write_text("\n".join(lines)[:-9])
     assert len(read_log(path)) == len(lines) - 1
+    path.write_bytes(("\ufeff" + "\r\n".join([*lines, '{"a": "one\u2028two"}', ""])).encode())
+    assert len(read_log(path)) == len(lines) + 1
     path.write_text("\n".join([lines[0], "{", *lines[1:]]))
     with pytest.raises(LogError, match="line 2: is not JSON"):
         read_log(path)
@@ -239,3 +241,16 @@ def test_a_log_whose_last_line_was_cut_off_is_read_and_one_with_a_bad_line_is_no
     path.write_text("\n".join([lines[0], "5"]))
     with pytest.raises(LogError, match="is no input log"):
         make_again(read_log(path))
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [(None, "it: an input log without a schema version"), (LOG_SCHEMA + 1, "newer than version"), ("one", "schema must be")],
+)
+def test_a_log_of_another_version_is_one_line(schema: object, told: str):
+    first, *others = logged_run(count=3)[0]
+    assert first["schema"] == LOG_SCHEMA
+    first = {key: value for key, value in (first | {"schema": schema}).items() if value is not None}
+    with pytest.raises(LogError, match=told) as raised:
+        make_again([first, *others], "it")
+    assert "\n" not in str(raised.value)

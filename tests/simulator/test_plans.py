@@ -10,7 +10,8 @@ import pytest
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits
 from batching.request import Priority
-from simulator.plans import Lengths, PlanError, Words, poisson_plan, read_plan
+from client.shared.plan import PlanError
+from simulator.plans import Lengths, Words, poisson_plan, read_plan
 from simulator.results import Results
 from simulator.simulation import run
 from simulator.step_times import Linear, Model
@@ -31,7 +32,7 @@ def test_a_plan_that_the_client_wrote_is_read_as_it_is(tmp_path: Path):
         tmp_path, "--arrivals", "high", "--numsamples", "40", "--deferred", "0.25",
         "--prompt-lengths", "uniform:low=5,high=90", "--output-lengths", "uniform:low=2,high=30",
     )  # fmt: skip
-    written = json.loads(path.read_text())
+    written = json.loads(path.read_text(encoding="utf-8"))
     plan = read_plan(path)
     requests = list(plan.draw())
     assert plan.users is None

@@ -37,7 +37,7 @@ def test_the_real_engine_is_validated_in_this_process(tmp_path: Path, capsys):
     )
     said = capsys.readouterr()
     assert "are the same step by step" in said.out, said.err
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text(encoding="utf-8"))
     assert found["plans_differ"] == 0
     assert {"requests/s", "TTFT p50, s", "TPOT p99, s", "E2EL p90, s"} <= {figure["name"] for figure in found["figures"]}
     assert all(figure["simulated"] > 0 and figure["real"][0] > 0 for figure in found["figures"])

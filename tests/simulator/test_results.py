@@ -1,5 +1,7 @@
 """The figures of a run: against the server's own of the same run, and against what can be counted by hand."""
 
+from statistics import mean
+
 import pytest
 
 from batching.driver import Driver
@@ -55,11 +57,18 @@ def test_they_are_the_servers_own_figures_of_the_same_run(policy: type[Policy]):
     server = replica.driver.stats.summary(0.0, live=False)
     for group in mine.groups:
         ours = mine.summary(group)
-        for name, theirs in (("ttft", "server_ttft"), ("itl", "itl"), ("e2el", "e2el")):
+        for name, theirs in (("ttft", "server_ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2el", "e2el")):
             assert ours[name] == pytest.approx(server["latency"][group][theirs])
     assert mine.engine["mean_batch_size"] == server["mean_batch_size"]
     assert mine.engine["padding_share"] == server["padding_share"]
     assert mine.summary()["output_tokens"] == server["total-tokens-handled"]
+    for name in ("request_throughput", "output_token_throughput", "total_token_throughput"):
+        assert mine.summary()[name] == pytest.approx(server[name]), "both clocks start with the first arrival"
+    assert mine.engine["busy_share"] == pytest.approx(server["busy_share"])
+    written = everything([mine], "", "")["modes"][0]["answers"]
+    assert mean(a["tpot_s"] for a in written if a["tpot_s"]) == pytest.approx(
+        server["latency"]["all"]["tpot"]["mean"], abs=1e-5
+    )
 
 
 def test_what_is_refused_is_counted_by_its_reason_and_has_no_times():

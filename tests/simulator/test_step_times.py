@@ -189,7 +189,7 @@ def test_a_model_file_keeps_the_law_of_single_decodes(tmp_path: Path):
 def test_a_model_file_that_will_not_do_is_named_with_its_field(tmp_path: Path, change: dict, told: str):
     path = tmp_path / "engine.json"
     write_model(path, LAW, Limits(), "")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(ModelError, match=told) as raised:
         find_model(str(path))
     assert str(path) in str(raised.value)
@@ -206,6 +206,11 @@ def test_a_table_of_several_columns_is_read_by_the_name_of_one(tmp_path: Path):
             find_model(name)
     path.write_text("batch,ms\n1,ten\n")
     with pytest.raises(ModelError, match="every line must have a batch size"):
+        find_model(str(path))
+    path.write_bytes("\ufeffbatch,ms\r\n1,10\r\n".encode())  # as a spreadsheet writes it
+    assert find_model(str(path)).step_time(step_of((1, 5))) == 0.01
+    path.write_bytes("batch,ms \u00b5\r\n1,10\r\n".encode("latin-1"))
+    with pytest.raises(ModelError, match="is not CSV in UTF-8"):
         find_model(str(path))
 
 

@@ -5,8 +5,8 @@ import pytest
 from batching.request import Request
 from batching.step import Row, Step
 from batching.step_time import Load
-from benchmarks.deadline import formula, static_run
 from simulator.tables import KnownStepTime, StepTimeTable, Table, ceng523
+from teaching.examples.deadline import formula, static_run
 
 
 def test_a_batch_takes_inference_communication_and_the_fixed_times():

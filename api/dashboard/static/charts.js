@@ -1,15 +1,20 @@
 // Queue, tokens, memory and latencies out of a recording, drawn by Plotly (served from its Python package as a plain script,
 // which defines `Plotly`). Must not know where the records come from.
 
+import { modeColour } from "./theme.js";
+
 const WINDOW_S = 60, BIN_S = 0.5;
+const OPACITIES = ["", "a6", "59"]; // of p50, p90, p99, behind the digits of a mode's colour
 const HELD_BINS = 4; // a figure stands for so many bins without a step; then nothing runs
 const METRICS = { ttft: 1, tpot: 2, e2el: 3 }; // places in an answered request's figures
 
 export class Charts {
-  // `places`: {tokens, queue, kv, latency}: the elements to draw in; `told(name, text)` hears what a chart shows, in words.
-  constructor(places, told) {
+  // `places`: {tokens, queue, kv, latency}: the elements to draw in; `told(name, text)` hears what a chart shows, in words, and
+  // `counted(text)` of which requests the latencies are.
+  constructor(places, told, counted) {
     this.places = places;
     this.told = told;
+    this.counted = counted;
     addEventListener("themechange", () => this.style());
     this.style();
   }
@@ -20,13 +25,13 @@ export class Charts {
     this.ink = colour("--ink");
     this.grid = colour("--grid");
     this.accent = colour("--accent");
-    this.ranks = [this.accent, colour("--second"), colour("--third")];
+    this.colour = colour;
     this.waste = colour("--waste-ink");
     this.size = parseFloat(css.fontSize) * 0.85;
   }
 
-  // `until`: the server's time at the right edge, in seconds.
-  draw(recording, end, until, metric, since) {
+  // `until`: the server's time at the right edge, in seconds. `state`: how the engine stands, as far as it is known.
+  draw(recording, end, until, metric, state) {
     if (!globalThis.Plotly) return; // still on its way
     const bins = inBins(recording, end, until);
     const x = bins.map((_, i) => -WINDOW_S + (i + 0.5) * BIN_S);
@@ -40,7 +45,7 @@ export class Charts {
       line(x, over((b) => b.running), "in a slot", this.ink, "dot"),
     ]);
     this.plot("kv", "% of the KV blocks", [area(x, over((b) => 100 * b.kv), "in use", this.accent)], [0, 100]);
-    this.latencies(recording, end, metric, since);
+    this.latencies(recording, end, metric, state);
     const last = recording.steps[end - 1]?.record;
     if (last) {
       this.told("tokens", `${Math.round(sum(bins.slice(-10), "tokens") / (10 * BIN_S))} tokens a second in the last 5 seconds`);
@@ -49,21 +54,25 @@ export class Charts {
     }
   }
 
-  latencies(recording, end, metric, since) {
-    const modes = new Map();
+  // Of each mode the requests since the last reset of the statistics in it: those that /stats counted.
+  latencies(recording, end, metric, state) {
+    const modes = new Map(), since = new Map();
     for (let i = 0; i < end; i++) {
-      const { record } = recording.steps[i];
-      if (record.end < since || !record.done?.length) continue;
-      if (!modes.has(record.mode)) modes.set(record.mode, []);
-      for (const figures of record.done) if (figures[METRICS[metric]] !== null) modes.get(record.mode).push(figures[METRICS[metric]]);
+      const { mode, first_step, done } = recording.steps[i].record;
+      if (since.get(mode) !== first_step || !modes.has(mode)) modes.set(mode, []);
+      since.set(mode, first_step);
+      for (const figures of done ?? []) if (figures[METRICS[metric]] !== null) modes.get(mode).push(figures[METRICS[metric]]);
     }
-    const names = [...modes.keys()], texts = [];
+    if (state && since.get(state.mode) < state.first_step) modes.delete(state.mode); // a reset after its last step
+    const names = [...modes.keys()].filter((name) => modes.get(name).length), texts = [];
+    const from = (name) => (recording.first > (since.get(name) ?? 0) ? ` since step ${recording.first}` : "");
+    this.counted(names.map((name) => `${name}: ${modes.get(name).length} requests${from(name)}`).join(", "));
     const traces = [50, 90, 99].map((rank, i) => {
       const values = names.map((name) => percentile(modes.get(name), rank) / 1000);
       if (values.length) texts.push(names.map((name, j) => `${name} p${rank} ${values[j].toFixed(2)} s`).join(", "));
       return {
         type: "bar", name: `p${rank}`, x: names, y: values, text: values.map(short), textposition: "outside", textangle: 0, cliponaxis: false,
-        marker: { color: this.ranks[i], line: { color: this.ink, width: 1 } },
+        marker: { color: names.map((name) => this.colour(modeColour(name)) + OPACITIES[i]), line: { color: this.ink, width: 1 } },
       };
     });
     this.plot("latency", "seconds", traces, null, { barmode: "group" });

@@ -1,17 +1,18 @@
 // Buttons and forms that change the server or ask it for something. `say(text)` is the page's live region.
 
 import { call, complete } from "./server.js";
+import { modeColour } from "./theme.js";
 
 const $ = (id) => document.getElementById(id);
 
-export async function setUpControls(say, onReset) {
+export async function setUpControls(say) {
   const session = await call("GET", "/session");
   $("logout").hidden = !session.keys;
   for (const part of document.querySelectorAll("fieldset.teacher")) part.disabled = !session.teacher;
   $("students").hidden = session.teacher;
   await setUpModes(say, session.teacher);
   setUpBurst(say);
-  setUpReset(say, onReset);
+  setUpReset(say);
   setUpPrompt(say);
 }
 
@@ -22,6 +23,7 @@ async function setUpModes(say, teacher) {
     button.type = "button";
     button.textContent = name;
     button.dataset.mode = name;
+    button.style.setProperty("--of-mode", `var(${modeColour(name)})`);
     button.addEventListener("click", () => attempt(say, () => switchTo(name, say)));
     $("modes").append(button);
   }
@@ -60,17 +62,22 @@ function setUpBurst(say) {
       say(`${taken} requests fired` + (refused ? `, ${refused} more refused: the queue is full.` : "."));
     });
   });
+  $("call-off").addEventListener("click", () =>
+    attempt(say, async () => {
+      const { called_off } = await call("DELETE", "/burst");
+      say(`${called_off} requests called off.`);
+    }),
+  );
 }
 
 function lengths(id) {
   return $(id).value.split(/[\s,;]+/).filter(Boolean).map(Number);
 }
 
-function setUpReset(say, onReset) {
+function setUpReset(say) {
   $("reset").addEventListener("click", () =>
     attempt(say, async () => {
       await call("POST", "/stats/reset");
-      onReset();
       say("Statistics start anew.");
     }),
   );

@@ -23,13 +23,13 @@ let now = null; // how the engine stands between steps
 let clock = null; // the server's time minus the page's, in seconds
 let viewed = null; // id of the step that is shown last; null: the newest
 let slot = 0; // the row that is read out
-let since = -Infinity; // latencies count from here, the server's time
 let stopFollowing = () => {};
 
 const timeline = new Timeline($("cells"), $("bands"), $("timeline"));
 const charts = new Charts(
   { tokens: $("chart-tokens"), queue: $("chart-queue"), kv: $("chart-kv"), latency: $("chart-latency") },
   (name, text) => $(`chart-${name}`).setAttribute("aria-label", text),
+  (text) => ($("latency-of").textContent = text),
 );
 
 function say(text, wrong = false) {
@@ -143,16 +143,15 @@ function update() {
   const end = endIndex(), last = shown.steps[end - 1]?.record;
   const isLive = viewed === null && shown === live;
   const time = isLive && clock !== null ? clock + performance.now() / 1000 : (last?.end ?? 0);
-  charts.draw(shown, end, time, $("metric").value, shown === live ? since : -Infinity);
   const from = Math.max(0, end - timeline.columns);
-  const begin = beginOfMode(from, end);
   const state = isLive && now ? now : last;
+  charts.draw(shown, end, time, $("metric").value, state);
   const recent = isLive && clock === null ? [] : stepsOfLast(end, time, 2);
   $("fact-mode").textContent = state?.mode ?? "–";
   $("fact-busy").textContent = state ? `${state.running} of ${shown.slots}` : "–";
-  const wasted = end ? shown.wasted(begin, end) : 0;
-  $("fact-wasted").textContent = end ? percent(wasted) : "–";
-  $("fact-wasted").classList.toggle("some", wasted > 0);
+  const padding = state?.padding_share ?? shown.steps[end - 1]?.stretch.share; // a recording of old has no such field
+  $("fact-padding").textContent = padding === undefined ? "–" : percent(padding);
+  $("fact-padding").classList.toggle("some", padding > 0);
   $("fact-queue").textContent = state?.queue ?? "–";
   $("fact-tokens").textContent = Math.round(recent.reduce((sum, one) => sum + one.tokens, 0) / 2);
   $("fact-kv").textContent = state ? percent(state.kv) : "–";
@@ -165,7 +164,7 @@ function update() {
   slider.setAttribute("aria-valuetext", last ? `step ${last.id} of ${shown.last}` : "no steps yet");
   const span = end > from ? last.end - shown.steps[from].record.end : 0;
   $("window").textContent = last ? `steps ${shown.steps[from].record.id} to ${last.id}, ${span.toFixed(1)} s` : "no steps yet: fire a burst";
-  $("cells").setAttribute("aria-label", summary(state, begin, end));
+  $("cells").setAttribute("aria-label", summary(state, end, padding));
   showReasons(end);
 }
 
@@ -175,17 +174,10 @@ function stepsOfLast(end, time, seconds) {
   return found;
 }
 
-// Where the last stretch of steps in one mode begins, as far as it is in the picture.
-function beginOfMode(from, end) {
-  let begin = end;
-  while (begin > from && shown.steps[begin - 1].record.mode === shown.steps[end - 1].record.mode) begin--;
-  return begin;
-}
-
-function summary(state, from, end) {
+function summary(state, end, padding) {
   if (!state || !end) return "Slot timeline: no steps yet";
-  const wasted = percent(shown.wasted(from, end));
-  return `Slot timeline: ${state.mode}, ${state.running} of ${shown.slots} slots held, ${state.queue} waiting, ${wasted} of the held slots wasted`;
+  const held = `${state.running} of ${shown.slots} slots held, ${state.queue} waiting`;
+  return `Slot timeline: ${state.mode}, ${held}, since the last reset ${percent(padding)} of what was computed was padding`;
 }
 
 function showReasons(end) {
@@ -282,7 +274,7 @@ function drawLegend() {
 addEventListener("themechange", drawLegend);
 drawLegend();
 
-setUpControls(say, () => (since = clock === null ? -Infinity : clock + performance.now() / 1000)).catch((error) => say(error.message, true));
+setUpControls(say).catch((error) => say(error.message, true));
 connect();
 frame();
 setInterval(update, REDRAW_MS);

@@ -2,6 +2,7 @@
 // Must not know the page.
 
 export const KEPT = 10000;
+const SCHEMA = 1; // of the records, as GET /steps says it
 const MAX_REQUESTS = 20000;
 const KINDS = "dprxw.";
 
@@ -9,7 +10,7 @@ export class Recording {
   constructor(slots, limits = {}) {
     this.slots = slots;
     this.limits = limits;
-    this.steps = []; // {record, owners: serial number by slot, counts: cells by kind}
+    this.steps = []; // {record, owners: serial number by slot, stretch}
     this.requests = new Map(); // by serial number: {cls, id}
     this.owners = new Int32Array(slots);
   }
@@ -45,7 +46,7 @@ export class Recording {
         this.owners[slot] = serial;
         this.requests.set(serial, { cls, id });
       }
-      this.steps.push({ record, owners: this.owners.slice(), counts: count(record.cells) });
+      this.steps.push({ record, owners: this.owners.slice(), stretch: grown(this.steps[this.steps.length - 1], record) });
     }
     if (this.steps.length > KEPT) this.steps.splice(0, this.steps.length - KEPT);
     for (const serial of this.requests.keys()) {
@@ -54,24 +55,17 @@ export class Recording {
     }
   }
 
-  // Of the slots that were held in steps [from, to), the share that computed nothing but padding.
-  wasted(from, to) {
-    let padded = 0, held = 0;
-    for (let i = from; i < to; i++) {
-      const counts = this.steps[i].counts;
-      padded += counts.x;
-      held += counts.d + counts.p + counts.r + counts.x + counts.w;
-    }
-    return held ? padded / held : 0;
-  }
-
   toJSON() {
-    return { slots: this.slots, limits: this.limits, steps: this.steps.map((step) => step.record) };
+    return { schema: SCHEMA, slots: this.slots, limits: this.limits, steps: this.steps.map((step) => step.record) };
   }
 
   // A recording out of what toJSON gave, or GET /steps. Throws an Error that names what will not do.
   static from(value) {
-    const slots = value?.slots;
+    if (value?.schema !== SCHEMA) {
+      const found = value?.schema === undefined ? "there is none" : `it is ${value.schema}`;
+      throw new Error(`schema: must be ${SCHEMA}, the version that this page reads; ${found}`);
+    }
+    const slots = value.slots;
     if (!Number.isInteger(slots) || slots < 1 || slots > 4096) throw new Error("slots: must be a whole number from 1 to 4096");
     if (!Array.isArray(value.steps) || !value.steps.length) throw new Error("steps: must be a list of at least one record");
     value.steps.forEach((record, i) => check(record, slots, i));
@@ -81,10 +75,16 @@ export class Recording {
   }
 }
 
-function count(cells) {
-  const counts = { d: 0, p: 0, r: 0, x: 0, w: 0, ".": 0 };
-  for (const cell of cells) counts[cell]++;
-  return counts;
+// The stretch of steps that ends with `record`, in one mode and since one reset of the statistics: its first step that is
+// known, whether there may have been one before, and the padding share (docs/glossary.md).
+function grown(before, record) {
+  const last = before?.record;
+  const same = last && last.mode === record.mode && last.first_step === record.first_step;
+  const { first, cut, padding, computed } = same
+    ? before.stretch
+    : { first: record.id, cut: !last && record.id > (record.first_step ?? 1), padding: 0, computed: 0 };
+  const stretch = { first, cut, padding: padding + record.padding, computed: computed + record.computed };
+  return { ...stretch, share: stretch.padding ? stretch.padding / (stretch.padding + stretch.computed) : 0 };
 }
 
 function check(record, slots, i) {

@@ -16,5 +16,12 @@ export function toggleTheme() {
   apply();
 }
 
+// The name of a mode's colour in style.css. A policy of one's own has one of three, always the same.
+export function modeColour(mode) {
+  const known = getComputedStyle(document.documentElement).getPropertyValue(`--mode-${mode}`);
+  const sum = [...mode].reduce((total, letter) => total + letter.codePointAt(0), 0);
+  return known ? `--mode-${mode}` : `--own-${sum % 3}`;
+}
+
 system.addEventListener("change", apply);
 apply();

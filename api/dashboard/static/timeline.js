@@ -1,6 +1,8 @@
 // The picture: one row a sequence slot, one column an iteration, the newest at the right. What was drawn moves to the left,
 // and only new columns are drawn. Must not know where the records come from.
 
+import { modeColour } from "./theme.js";
+
 const ROW_MAX = 26; // CSS pixels
 const WARM = [26, 44, 68, 92, 34, 54, 78, 104, 39, 60]; // hues of immediate requests
 const COOL = [205, 250, 180, 285, 228, 165, 268, 192, 300, 218]; // and of deferred ones
@@ -71,7 +73,7 @@ export class Timeline {
   layOut() {
     const ratio = devicePixelRatio || 1;
     const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
+    const colour = (this.colour = (name) => style.getPropertyValue(name).trim());
     this.dark = document.documentElement.dataset.theme === "dark";
     this.colours = {
       empty: colour("--empty"), line: colour("--grid"), ink: colour("--ink"), waste: colour("--waste"),
@@ -164,7 +166,7 @@ export class Timeline {
     return fill;
   }
 
-  // Above the slots: which mode was in force, and how much of the held slots it wasted.
+  // Above the slots: which mode was in force, and its padding share: of the whole stretch, whatever of it is in the picture.
   drawBands(end) {
     const pen = this.bandPen, ratio = devicePixelRatio || 1;
     const { width, height } = this.bands;
@@ -175,15 +177,19 @@ export class Timeline {
     let i = Math.max(0, end - this.columns);
     while (i < end) {
       const mode = steps[i].record.mode;
+      const { first, cut } = steps[i].stretch;
       let stop = i;
-      while (stop < end && steps[stop].record.mode === mode) stop++;
+      while (stop < end && steps[stop].stretch.first === first) stop++;
       const left = width - (end - i) * this.columnWidth, right = width - (end - stop) * this.columnWidth;
-      const share = this.recording.wasted(i, stop);
+      const { share } = steps[stop - 1].stretch;
       pen.fillStyle = share >= 0.005 ? this.colours.waste : this.colours.band;
       pen.fillRect(left, 0, right - left - ratio, height);
+      pen.fillStyle = this.colour(modeColour(mode));
+      pen.fillRect(left, height - 5 * ratio, right - left - ratio, 5 * ratio);
       pen.fillStyle = this.colours.ink;
       const room = right - left - 12 * ratio;
-      const texts = [`${mode}: ${percent(share)} of its slots wasted`, `${mode}: ${percent(share)} wasted`, mode];
+      const known = cut ? [`${mode}: ${percent(share)} padding since step ${first}`] : [`${mode}: ${percent(share)} padding`];
+      const texts = [...known, mode];
       const text = texts.find((one) => pen.measureText(one).width <= room);
       if (text) pen.fillText(text, left + 6 * ratio, height / 2);
       i = stop;
@@ -229,7 +235,7 @@ export class Timeline {
 }
 
 export function percent(share) {
-  return `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
+  return `${(100 * share).toFixed(share ? 1 : 0)} %`;
 }
 
 function resize(canvas, width, height, ratio) {

@@ -2,15 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 from playwright.sync_api import Page, expect
 
 from batching.policies import POLICIES
 
-from ..server_process import ServerProcess, wait_for
+from ..server_process import ROOT, ServerProcess, wait_for
 
 PATIENCE_S = 20
 ENGINE_IS_IDLE = "fetch('/stats').then((r) => r.json()).then((stats) => stats.running + stats.queue_depth === 0)"
@@ -69,10 +72,57 @@ def test_a_burst_moves_the_picture_the_figures_and_the_bars(page: Page) -> None:
     assert "waits: all sequence slots are taken" in page.inner_text("#why")
 
 
+def test_the_page_stats_metrics_and_the_client_tell_the_same_padding_whatever_is_in_the_picture(
+    open_page: Callable[..., Page], server: ServerProcess, tmp_path: Path
+) -> None:
+    wide, narrow = (open_page(server.url, viewport={"width": width, "height": 800}) for width in (1900, 340))
+    before = scraped(server)
+    line = [sys.executable, "client/client.py", "--url", server.url, "--modes", "static", "--numsamples", "40", "--wait", "0"]
+    line += ["--numtokens_range", "2", "9", "60", "--deferred", "0.25", "--report", str(tmp_path)]
+    told = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    stats, after = server.stats(), scraped(server)
+    padding, computed = (after[name] - before[name] for name in ("padding_tokens", "computed_tokens"))
+    assert padding / (padding + computed) == stats["padding_share"] > 0.2
+    shown = f"{100 * stats['padding_share']:.1f} %"
+    for page in (wide, narrow):
+        expect(page.locator("#fact-padding")).to_have_text(shown)
+        assert page.evaluate("+moment.max - +moment.min") > 0
+    row = next(line for line in told.splitlines() if line.startswith("static "))
+    assert shown in row
+    (run,) = json.loads((tmp_path / "results.json").read_text())["modes"]
+    assert run["doubts"] == []
+    steps = run["steps"]
+    assert sum(s["padding"] for s in steps) / sum(s["padding"] + s["computed"] for s in steps) == stats["padding_share"]
+
+    latencies = {"e2el": "e2el", "ttft": "server_ttft", "tpot": "tpot"}
+    for metric, key in latencies.items():
+        wide.select_option("#metric", metric)
+        expected = ", ".join(f"static p{rank} {stats['latency']['all'][key][f'p{rank}']:.2f} s" for rank in (50,))
+        expect(wide.locator("#chart-latency")).to_have_attribute("aria-label", re.compile(re.escape(expected)))
+    expect(wide.locator("#latency-of")).to_contain_text("static: 40 requests")
+    expect(wide.locator("#latency-of")).not_to_contain_text("since step")
+
+
+def scraped(server: ServerProcess) -> dict[str, float]:
+    text = requests.get(server.url + "/metrics", timeout=10).text
+    return {name: float(value) for name, value in re.findall(r"^batchlab_(\w+)_total{[^}]*} (\S+)$", text, re.MULTILINE)}
+
+
+def test_a_reset_by_anybody_begins_the_figures_anew_on_every_page(page: Page, server: ServerProcess) -> None:
+    switch(page, "static")
+    fire(page)
+    expect(page.locator("#fact-padding")).not_to_have_text("0 %")
+    expect(page.locator("#latency-of")).to_contain_text("static: ")
+    assert requests.post(server.url + "/stats/reset", timeout=10).ok
+    expect(page.locator("#fact-padding")).to_have_text("0 %")
+    expect(page.locator("#latency-of")).not_to_contain_text("static")
+
+
 def test_static_wastes_slots_and_dynamic_does_not_and_the_page_shows_it(page: Page) -> None:
     bands = []
     for mode in ("static", "dynamic"):
         switch(page, mode)
+        page.get_by_role("button", name="Reset statistics").click()
         fire(page)
         bands.append(page.evaluate("document.getElementById('bands').toDataURL()"))
         steps = page.evaluate("fetch('/steps').then((r) => r.json())")["steps"]
@@ -80,10 +130,10 @@ def test_static_wastes_slots_and_dynamic_does_not_and_the_page_shows_it(page: Pa
         padded = sum(step["cells"].count("x") for step in own[-30:])
         assert (padded > 0) == (mode == "static")
         expect(page.locator("#fact-mode")).to_have_text(mode)
-        wasted = float(fact(page, "wasted").removesuffix(" %"))
-        assert (wasted > 20) == (mode == "static")
+        padding = float(fact(page, "padding").removesuffix(" %"))
+        assert (padding > 20) == (mode == "static")
     assert bands[0] != bands[1]
-    assert wasted == 0
+    assert padding == 0
 
 
 def test_somebody_elses_switch_shows_on_an_idle_page(page: Page, open_page: Callable[..., Page], server: ServerProcess) -> None:
@@ -170,7 +220,7 @@ def test_a_screen_reader_hears_what_the_picture_shows(page: Page) -> None:
     page.get_by_role("button", name="Describe").click()
     told = page.inner_text("#said")
     assert told.startswith("Slot timeline: static, 0 of 8 slots held, 0 waiting, ")
-    assert told.endswith("% of the held slots wasted")
+    assert told.endswith(" % of what was computed was padding")
     assert page.locator("#cells").get_attribute("aria-label") == told
     assert page.locator("#said").get_attribute("aria-live") == "polite"
     nameless = page.evaluate(
@@ -204,9 +254,14 @@ def test_a_recording_is_saved_and_opened_again(page: Page, tmp_path: Path) -> No
 
 BAD_RECORDINGS = {
     "no JSON": ("[1", "JSON"),
-    "no slots": ('{"steps": []}', "slots: must be a whole number from 1 to 4096"),
-    "no steps": ('{"slots": 4, "steps": []}', "steps: must be a list of at least one record"),
-    "a record without an end": ('{"slots": 4, "steps": [{"id": 1}]}', "steps[0].end: must be a number"),
+    "no schema": ('{"slots": 4, "steps": []}', "the version that this page reads; there is none"),
+    "a newer schema": (
+        '{"schema": 2, "slots": 4, "steps": []}',
+        "the version that this page reads; it is 2",
+    ),
+    "no slots": ('{"schema": 1, "steps": []}', "slots: must be a whole number from 1 to 4096"),
+    "no steps": ('{"schema": 1, "slots": 4, "steps": []}', "steps: must be a list of at least one record"),
+    "a record without an end": ('{"schema": 1, "slots": 4, "steps": [{"id": 1}]}', "steps[0].end: must be a number"),
 }
 
 

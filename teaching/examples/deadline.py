@@ -1,6 +1,6 @@
 """The CENG523 problem in virtual time: the project's tables, its worked example, and `deadline` beside the optimum.
 
-    python -m benchmarks.deadline
+    python -m teaching.examples.deadline
 
 Prints what docs/ceng523.md explains. The objective was stated before anything was tuned: an answer within 100 ms of its arrival
 earns its model's accuracy, one that is late or not given costs 1. The project names no accuracies; those here are 1 for LLM-1
@@ -17,9 +17,10 @@ from batching.policies.static import Static, StaticParams
 from batching.policies.support.capacity import Shape, capacity
 from batching.policy import Limits, Policy
 from batching.request import Request
-from benchmarks.optimum import Optimum, Problem, solve
+from benchmarks.program import show, text
 from simulator.tables import CENG523_VARIANTS, KnownStepTime, StepTimeTable, Table, ceng523
 from simulator.virtual import simulate
+from teaching.examples.optimum import Optimum, Problem, solve
 
 DEADLINE_S = 0.1
 ACCURACIES = (1.0, 0.95, 0.85)
@@ -39,18 +40,15 @@ def main() -> None:
     carried = [capacity(KnownStepTime(t), LIMITS.max_batch_size, Shape(1, 1), DEADLINE_S) for t in tables]
     print("capacities within 100 ms, requests/s: " + ", ".join(f"{c:.0f}" for c in carried))
     print(f"\nreward per request, {REQUESTS} requests, and how `deadline` served them")
-    print(
-        f"{'rate':>5} {'optimum':>8} {'its run':>8} {'deadline':>9} {'share':>7}  ",
-        *(f"{v:>6}" for v in CENG523_VARIANTS),
-        "  late",
-    )
+    rows = [["rate", "optimum", "its run", "deadline", "share", *CENG523_VARIANTS, "late"]]
     for rate in RATES:
         solution = solve(Problem(rate, DEADLINE_S, tables, ACCURACIES, PRICE))
         best = outcome(run(Optimum(solution), tables, rate))
         ours = outcome(run(online(), tables, rate))
-        shares = [f"{ours.served[v] / REQUESTS:6.1%}" for v in range(len(tables))]
-        numbers = f"{rate:5} {solution.gain:8.3f} {best.reward:8.3f} {ours.reward:9.3f} {ours.reward / solution.gain:7.1%}  "
-        print(numbers, *shares, f"{ours.late / REQUESTS:6.1%}", flush=True)
+        shares = [f"{ours.served[v] / REQUESTS:.1%}" for v in range(len(tables))]
+        rewards = [show(reward, 3) for reward in (solution.gain, best.reward, ours.reward)]
+        rows.append([str(rate), *rewards, f"{ours.reward / solution.gain:.1%}", *shares, f"{ours.late / REQUESTS:.1%}"])
+    print(text(rows, left=()))
 
 
 def formula(table: Table, batch: int, rate: float) -> tuple[float, float]:

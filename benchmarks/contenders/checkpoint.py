@@ -47,7 +47,7 @@ def write(folder: Path, shape: tuple[int, int, int], seed: int = 0) -> None:
         "bos_token_id": VOCAB_SIZE - 1,
         "eos_token_id": VOCAB_SIZE - 1,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     tokens = vocabulary()
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges(tokens)) + "\n", "utf-8")

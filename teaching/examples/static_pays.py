@@ -1,18 +1,19 @@
 """Does static batching pay for its rectangle? Times whole static batches on the real engine and prints their ratios.
 
-    python -m benchmarks.static_pays --model gpt2-medium
+    python -m teaching.examples.static_pays --model gpt2-medium
 
-Random weights; the runs are interleaved and the best of each is taken. A ratio of 1.0 means that padding costs what real
-work costs. The last line of each table is the contrast: what the batch would take if nothing were padded.
+Random weights; the repeats are taken in turn, after one that warms up. Seconds and ratios are medians, with how far the repeats
+are apart; a ratio is that of runs of one repeat. 1.0 means that padding costs what real work costs. The last line of each table
+is the contrast: what the batch would take if nothing were padded.
 """
 
-import argparse
 import time
 
 from batching.policies.dynamic import Dynamic
 from batching.policies.static import Static, StaticParams
 from batching.policy import Policy
 from batching.scheduler import Scheduler
+from benchmarks.program import add_model, add_repeat, arguments, text, with_spread
 from benchmarks.workload import serve
 from model.engine import Loaded, load_model, make_executor
 
@@ -33,22 +34,18 @@ CASES: dict[str, list[tuple[str, str, list[Shape]]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2-medium")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = arguments(__doc__)
+    add_model(parser, "gpt2-medium")
+    add_repeat(parser, 5)
     args = parser.parse_args()
     loaded = load_model(args.model, "random", args.dtype, args.device, fall_back=False)
-    print(f"{loaded.name}, random weights, {loaded.dtype} on {loaded.device}, best of {args.runs}")
+    print(f"{loaded.name}, random weights, {loaded.dtype} on {loaded.device}, {args.repeat} repeats")
     for title, cases in CASES.items():
-        best = [float("inf")] * len(cases)
-        for _ in range(args.runs + 1):  # the first run warms up
-            for i, (_, mode, shapes) in enumerate(cases):
-                best[i] = min(best[i], seconds(loaded, mode, shapes))
-        print(f"\n{title:42} {'seconds':>8} {'ratio':>7}")
-        for (name, _, _), best_s in zip(cases, best, strict=True):
-            print(f"  {name:40} {best_s:8.3f} {best_s / best[0]:7.3f}")
+        runs = [[seconds(loaded, mode, shapes) for _, mode, shapes in cases] for _ in range(args.repeat + 1)][1:]
+        rows = [[title, "seconds", "ratio"]]
+        for i, (name, _, _) in enumerate(cases):
+            rows.append([name, with_spread([run[i] for run in runs], 3), with_spread([run[i] / run[0] for run in runs], 3)])
+        print(f"\n{text(rows)}")
 
 
 def seconds(loaded: Loaded, mode: str, shapes: list[Shape]) -> float:

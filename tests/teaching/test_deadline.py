@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 
-from benchmarks.deadline import ACCURACIES, DEADLINE_S, PRICE, online, outcome, run
-from benchmarks.optimum import Optimum, Problem, Solution, solve
 from simulator.tables import Table, ceng523
+from teaching.examples.deadline import ACCURACIES, DEADLINE_S, PRICE, online, outcome, run
+from teaching.examples.optimum import Optimum, Problem, Solution, solve
 
 LOADS = (100, 200, 350)  # requests a second: LLM-1, LLM-2 and LLM-3 are the most accurate models that keep up
 REQUESTS = 6_000

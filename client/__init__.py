@@ -1,0 +1,1 @@
+"""The benchmark client: talks HTTP only, and works as this folder alone, without the server's packages."""
