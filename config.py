@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from string import ascii_letters, digits
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from batching.policies import POLICIES
 from batching.policy import Policy
+from batching.policy_file import FILES, make, mode_named
 
 PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
@@ -63,6 +64,19 @@ def _one_of(*names: str) -> Callable[[str], str]:
 
     parse.names = names  # type: ignore[attr-defined] # for the usage
     return parse
+
+
+def _mode(text: str) -> Path | str:
+    if text.endswith(".py"):
+        if not Path(text).expanduser().is_file():
+            raise ValueError("there is no such file")
+        return Path(text).expanduser()
+    if text not in POLICIES:
+        raise ValueError(f"must be one of {', '.join(POLICIES)}, or a policy's file (mine.py)")
+    return text
+
+
+_mode.names = tuple(POLICIES)  # type: ignore[attr-defined] # for the usage
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
@@ -120,7 +134,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    mode: str = _setting("dynamic", _one_of(*POLICIES), "how requests are batched")
+    mode: str = _setting("dynamic", _mode, "how requests are batched, or the file of a policy of your own")
     host: str = _setting("127.0.0.1", str, "any other address needs an API key or --insecure")
     port: int = _setting(8500, _whole(0, 65535), "where the server listens")
     model: str = _setting("", _one_of(*MODELS), "default: gpt2-medium, or demo where that cannot be had")
@@ -166,11 +180,16 @@ class Settings:
 
     def make_policy(self, mode: str, arguments: Mapping[str, Any]) -> Policy:
         """The policy of `mode`. What `arguments` leave out is as the server was started, else the policy's default.
-        Raises ValueError naming the parameter."""
-        cls = POLICIES[mode]
-        shared = {f.name: getattr(self, f.name) for f in fields(cls.Params) if hasattr(self, f.name)}
-        started_with = dict(self.policy_arg) if mode == self.mode else {}
-        return cls.from_arguments(shared | started_with | dict(arguments))
+        Raises ValueError naming the parameter, or what the policy's own code raised."""
+        return make(mode, self._started_with(mode) | dict(arguments))
+
+    def params_of(self, mode: str) -> dict[str, Any]:
+        """The parameters of `mode` where a switch names none. Raises ValueError naming one that does not suit it."""
+        return vars(POLICIES[mode].Params.read(self._started_with(mode)))
+
+    def _started_with(self, mode: str) -> dict[str, Any]:
+        shared = {f.name: getattr(self, f.name) for f in fields(POLICIES[mode].Params) if hasattr(self, f.name)}
+        return shared | (dict(self.policy_arg) if mode == self.mode else {})
 
     @property
     def threads(self) -> int:
@@ -185,6 +204,8 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The settings as the variables from which `read` makes them again."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.mode in FILES:
+            values["mode"] = FILES[self.mode]
         for name in ("variants", "allowed_hosts", "served_model_name"):
             if listed := getattr(self, name):
                 values[name] = ",".join(listed)
@@ -214,7 +235,11 @@ def read(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Mappi
                 values[f.name] = value
                 break
     settings = Settings(**values)
-    if dotenv is not None:
+    if dotenv is not None:  # else what a policy's file imports may not be installed yet
+        try:
+            settings = replace(settings, mode=mode_named(settings.mode))
+        except ValueError as error:
+            raise SettingError(f"MODE: {error}") from None
         _check(settings)
     return settings
 
@@ -257,7 +282,7 @@ def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[
     parser = _Parser(
         prog="./server.sh",
         usage="./server.sh MODE [--flag value ...]",
-        description=f"MODE: one of {modes}.",
+        description=f"MODE: one of {modes}, or the file of a policy of your own.",
         allow_abbrev=False,
     )
     for f in fields(Settings):

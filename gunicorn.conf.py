@@ -1,6 +1,7 @@
 """Gunicorn as this server needs it: one worker, which holds the model, and a thread for every request that may wait."""
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -20,7 +21,7 @@ worker_connections = max(1, min(settings.connections, resource.getrlimit(resourc
 keepalive = 310  # seconds; clients let unused connections go earlier (OkHttp and Chrome after 300, Go after 90)
 backlog = 2048
 sendfile = False  # piece by piece instead, each within its time
-timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck
+timeout = 120  # the worker's main loop only accepts; a worker this silent is stuck, as in a call that keeps the GIL
 graceful_timeout = 30
 loglevel = "warning"
 proc_name = "batchlab"
@@ -58,6 +59,7 @@ def worker_exit(server, worker):
 
 def post_worker_init(worker):
     """On a signal the worker closes the listener and waits for the answers; tell the batching loop to give them."""
+    faulthandler.enable()  # a stuck worker is ended by SIGABRT, and says first what each thread was doing
     loop = worker.wsgi.extensions["batching"]
 
     def drain() -> None:

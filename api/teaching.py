@@ -14,6 +14,7 @@ from batching.driver import describe_policy
 from batching.loop import BatchingLoop, Health, Unavailable
 from batching.policies import POLICIES
 from batching.request import Request
+from batching.view import Overdue
 from config import Settings
 from model.ending import Ending
 from model.tokenizer import text_of
@@ -70,7 +71,7 @@ def get_mode() -> Response:
 
 def _mode(mode: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
-    return jsonify(mode | {"modes": {name: vars(settings.make_policy(name, {}).params) for name in POLICIES}})
+    return jsonify(mode | {"modes": {name: settings.params_of(name) for name in POLICIES}})
 
 
 @blueprint.put("/mode")
@@ -79,8 +80,8 @@ def put_mode() -> Response:
     loop, settings = _loop(), current_app.extensions["settings"]
     asked = check(ModeBody, read_json(read_body()))
     try:
-        policy = settings.make_policy(asked.mode, asked.params)
-    except ValueError as error:
+        policy = loop.in_time(lambda: settings.make_policy(asked.mode, asked.params))
+    except (ValueError, Overdue) as error:
         raise ApiError(400, f"params: {error}", "params", "invalid_value") from None
     taken_over = loop.switch(policy)
     while not taken_over.wait(HANG_UP_CHECK_S):

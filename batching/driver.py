@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from batching.params import Params
 from batching.plan import Plan
 from batching.policies import mode_of
 from batching.policy import PlanError, Policy
@@ -17,6 +18,7 @@ from batching.stats import Stats
 from batching.step import Executor, Step, StepResult
 from batching.step_log import StepLog
 from batching.step_time import Probe
+from batching.view import Overdue
 
 Log = Callable[[dict[str, Any]], None]  # takes one JSON-ready record
 LOG_SCHEMA = 1  # in the first record; raised when a log of before cannot be replayed any more
@@ -46,7 +48,9 @@ class Driver:
         self._on_token = on_token
         self._on_plan = on_plan
         self._under_way = 0
-        self.last_failure: str | None = None  # what the last deposed policy did
+        self._submitting: tuple[Request, float] | None = None
+        self.failure: PlanError | None = None  # of the policy that was deposed last, until somebody has told of it
+        self.last_failure: str | None = None  # in a line
         self._write("start", schema=LOG_SCHEMA, **describe_policy(scheduler.policy), limits=asdict(scheduler.limits))
 
     def learn(self, probe: Probe) -> None:
@@ -62,7 +66,11 @@ class Driver:
         if self._log:
             self._write("submit", now=now, **describe_request(req))
         self.stats.on_submit(now)
-        while True:
+        self._submitting = req, now
+        self._queue(req, now)
+
+    def _queue(self, req: Request, now: float) -> None:
+        while self._submitting:
             try:
                 self.scheduler.submit(req, now)
             except PlanError as error:
@@ -72,7 +80,7 @@ class Driver:
                 req.error = refused
                 self.stats.on_answer(req)
                 self._on_answer(req)
-            return
+            self._submitting = None
 
     def cancel(self, request_id: str, error: RequestError) -> None:
         now = self._clock()
@@ -139,8 +147,17 @@ class Driver:
             self._on_token(req)
         self._hand_out()
 
+    def give_up(self, error: Overdue) -> None:
+        """The policy has not come back, in another thread: depose it, and finish what was under way."""
+        self._depose(error, self._clock())
+        if self._submitting:
+            self._queue(*self._submitting)
+        self._hand_out()
+
     def _depose(self, error: PlanError, now: float) -> None:
-        self.last_failure = self.scheduler.depose(error, now)
+        if isinstance(error, Overdue):
+            self._write("overdue", now=now, told=error.detail)
+        self.failure, self.last_failure = error, self.scheduler.depose(error, now)
         self.scheduler.wake_at = now
 
     def _hand_out(self) -> None:
@@ -155,7 +172,7 @@ class Driver:
 
 
 def describe_policy(policy: Policy) -> dict[str, Any]:
-    return {"mode": mode_of(policy), "params": asdict(policy.params)}
+    return {"mode": mode_of(policy), "params": asdict(policy.params) if isinstance(policy.params, Params) else {}}
 
 
 def describe_request(req: Request) -> dict[str, Any]:

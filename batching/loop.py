@@ -1,13 +1,14 @@
 """The one background thread: it loads the model, then turns the driver's crank. HTTP threads put requests into its inbox and
 wait on their own `threading.Event`; the thread sleeps on a condition, never in a polling loop.
 
-The only module of this room that starts threads and reads the clock.
+Beside `watchdog.py` the only module of this room that starts threads and reads the clock.
 """
 
 import logging
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
@@ -21,6 +22,8 @@ from batching.step import Executor
 from batching.step_log import StepLog
 from batching.step_time import Probe
 from batching.totals import Totals
+from batching.view import Overdue
+from batching.watchdog import Abandoned, Watchdog
 
 log = logging.getLogger("batchlab")
 
@@ -75,7 +78,9 @@ class BatchingLoop:
         on_ready: Callable[[Engine], None] = lambda engine: None,
         on_failed: Callable[[BaseException], None] = lambda error: None,
         input_log: Log | None = None,
+        policy_limit_s: float = 5.0,
     ) -> None:
+        """`policy_limit_s`: a policy that takes longer for a plan is deposed."""
         self.clock = clock
         self.health = Health.LOADING
         self.reason = "the model is loading"
@@ -88,14 +93,16 @@ class BatchingLoop:
         self._driver: Driver | None = None
         self._condition = threading.Condition()
         self._inbox: list[Callable[[Driver], None]] = []
+        self._taken: deque[Callable[[Driver], None]] = deque()  # out of it; the batching thread's own
         self._submitted = 0  # requests among the inbox's entries
         self._tickets: dict[str, Ticket] = {}
         self._switches: list[tuple[Policy, threading.Event]] = []  # the batching thread's own
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="batching", daemon=True)
+        self._policy_limit_s = policy_limit_s
+        self._ended = threading.Event()  # nobody turns the crank any more
 
     def start(self) -> None:
-        self._thread.start()
+        threading.Thread(target=self._run, name="batching", daemon=True).start()
 
     # Called from HTTP threads, and from the one that runs batches.
 
@@ -135,6 +142,16 @@ class BatchingLoop:
             self._post(apply)
         return done
 
+    def in_time(self, make: Callable[[], Policy]) -> Policy:
+        """What `make` gives, in the thread that calls; its code is the policy's. Raises Overdue."""
+        watchdog = Watchdog(self._policy_limit_s)
+        try:
+            return watchdog(make)
+        except Abandoned:
+            raise Overdue("a policy is made in time", f"it took longer than {self._policy_limit_s:g} s") from None
+        finally:
+            watchdog.stop()
+
     def reset_stats(self) -> None:
         with self._condition:
             driver = self._available()
@@ -157,8 +174,7 @@ class BatchingLoop:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread to end; whether it has."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._ended.wait(timeout)
 
     def ready_engine(self) -> Engine:
         """Raises Unavailable while it loads, drains or has failed."""
@@ -231,36 +247,55 @@ class BatchingLoop:
             self._driver = driver
         except BaseException as error:
             self._fail(f"the model could not be loaded: {error}")
+            self._ended.set()
             self._on_failed(error)
             return
         with self._condition:
             stopped_before = self._stopping
             if not stopped_before:
                 self.health, self.reason = Health.READY, "ready"
+        begin = () if stopped_before else (partial(self._on_ready, self.engine),)
+        self._crank(self._driver, self.engine.executor, None, *begin)
+
+    def _crank(self, driver: Driver, executor: Executor, due: float | None, *begin: Callable[[], None]) -> None:
+        """To the end, or until another thread has taken this one's place."""
+        watchdog = Watchdog(self._policy_limit_s, partial(self._replace, driver, executor))
+        driver.scheduler.guard = watchdog
         try:
-            if not stopped_before:
-                self._on_ready(self.engine)
-            self._turn(self._driver, self.engine.executor)
+            for do in begin:
+                do()
+            self._turn(driver, executor, due)
+        except Abandoned:
+            return
         except BaseException as error:
             traceback.print_exc()
             self._fail(f"the batching thread ended: {type(error).__name__}: {error}")
+            self._ended.set()
             self._on_failed(error)
+        watchdog.stop()
+        self._ended.set()
 
-    def _turn(self, driver: Driver, executor: Executor) -> None:
-        due: float | None = None
-        while not (self._stopping and not self._inbox and not self._tickets):
+    def _replace(self, driver: Driver, executor: Executor, error: Overdue) -> None:
+        """The batching thread is stuck in a policy, and has left all else as it was: a new one goes on without that policy."""
+        crank = partial(self._crank, driver, executor, self.clock(), partial(driver.give_up, error))
+        threading.Thread(target=crank, name="batching", daemon=True).start()
+
+    def _turn(self, driver: Driver, executor: Executor, due: float | None) -> None:
+        while not (self._stopping and not self._inbox and not self._taken and not self._tickets):
             with self._condition:
-                if not self._inbox:
+                if not self._inbox and not self._taken:
                     wait = None if due is None else due - self.clock()
                     if wait is None or wait > 0:
                         self._condition.wait(wait)
-                inbox, self._inbox, self._submitted = self._inbox, [], 0
-            failure = driver.last_failure
-            for entry in inbox:
-                entry(driver)
+                self._taken.extend(self._inbox)
+                self._inbox, self._submitted = [], 0
+            while self._taken:
+                self._taken.popleft()(driver)
             due = driver.iterate(executor)
-            if driver.last_failure is not failure:
-                log.error("%s; going on with %s", driver.last_failure, describe_policy(driver.scheduler.policy)["mode"])
+            if error := driver.failure:
+                goes_on = describe_policy(driver.scheduler.policy)["mode"]
+                log.error("%s; going on with %s\n%s", driver.last_failure, goes_on, error.trace)
+                driver.failure = None
             self._announce(driver)
 
         for _, event in self._switches:  # nobody takes over any more; who waits sees it by the server's health
@@ -268,11 +303,11 @@ class BatchingLoop:
 
     def _announce(self, driver: Driver) -> None:
         """Set the events of the switches that have taken place."""
-        pending = driver.scheduler.switching
+        pending = {id(policy) for policy in driver.scheduler.switching}
         for policy, event in self._switches:
-            if policy not in pending:
+            if id(policy) not in pending:
                 event.set()
-        self._switches = [(policy, event) for policy, event in self._switches if policy in pending]
+        self._switches = [(policy, event) for policy, event in self._switches if id(policy) in pending]
 
     def _answer(self, request: Request) -> None:
         with self._condition:

@@ -45,7 +45,7 @@ class Plan:
         self.free_blocks = view.free_blocks
         self.free_slots = view.free_slots
         self.load = Load()  # what the step computes so far
-        self.wake_at: float | None = None
+        self._wake_at: float | None = None
         self._rows: dict[RequestView, Row] = {}
         self._blocks: dict[RequestView, int] = {}  # KV blocks to allocate first
         self._released: list[RequestView] = []
@@ -84,7 +84,7 @@ class Plan:
         request = self._undecided(req)
         whole = type(count) is int and 1 <= count <= request.remaining
         self._rule(whole, "a whole number of tokens, no more than what remains to be computed", req)
-        self._rule(pad >= 0 and span >= 0, "padding is not negative", req)
+        self._columns(req, pad, span)
         start = request.num_computed
         row = Row(request, start, count, pad, span, start + count == request.num_tokens)
         return self._grant(req, row, self.whole_budget, reserve)
@@ -98,7 +98,7 @@ class Plan:
 
     def _grant(self, req: RequestView, row: Row, budget: int, reserve: int) -> int:
         """Take what `row` needs, or nothing. Returns its tokens."""
-        self._rule(reserve >= 0, "reservations are not negative", req)
+        self._columns(req, reserve)
         request, shared = row.req, row.shared or ()
         columns = max(row.start + row.count + row.pad, row.span, reserve)
         blocks = max(0, blocks_for(columns, self._block_size) - len(request.blocks)) - len(shared)
@@ -150,6 +150,7 @@ class Plan:
     def keep(self, req: RequestView, *, span: int = 0) -> bool:
         """A finished row keeps its slot: it computes one column of padding. False if `max_prefill_tokens` are spent."""
         request = self._finished(req)
+        self._columns(req, span)
         held = len(request.blocks) * self._block_size
         self._rule(max(span, request.num_computed + 1) <= held, "padding needs a block", req)
         if not self.whole_budget:
@@ -224,7 +225,7 @@ class Plan:
         """Ask again at `time` (seconds, as `now`) even if nothing comes in; a time-out without polling."""
         if not isfinite(time):
             raise PlanError("time-outs end", f"wait_until({time})")
-        self.wake_at = time if self.wake_at is None else min(time, self.wake_at)
+        self._wake_at = float(time) if self._wake_at is None else min(float(time), self._wake_at)
 
     def prefix_coming(self, req: RequestView) -> bool:
         """Whether a request that runs computes the block that `req` lacks first: soon it can share it instead."""
@@ -277,6 +278,11 @@ class Plan:
         return dict(self._rejected)
 
     @property
+    def wake_at(self) -> float | None:
+        """When to ask again though nothing comes in."""
+        return self._wake_at
+
+    @property
     def reasons(self) -> dict[str, str]:
         """Why, by request id: what was refused, and what the policy said of its decisions."""
         return self._refused | self._reasons
@@ -290,14 +296,14 @@ class Plan:
         blocks = view.free_blocks + sum(references.give(request_of(req).blocks) for req in (*self._dropped, *freed))
         blocks -= sum(references.take(row.shared) for row in rows if row.shared)
         joining = sum(row.req.state is State.WAITING for row in rows)
-        tokens = sum(row.count + row.pad for row in rows)
+        tokens, variants = sum(row.count + row.pad for row in rows), len(view.limits.variants)
         for kept, rule in (
             (view is self._view, "a plan is made on the view of its own step"),
             (sum(self._blocks.values()) <= blocks, "no more blocks than are free"),
             (joining <= view.free_slots + len(self._preempted) + len(freed), "no more requests than there are slots"),
             (tokens <= max(view.limits.token_budget, view.limits.max_prefill_tokens), "no more tokens than a step may have"),
-            (not rows or self.lane not in view.busy, "a lane computes one step at a time"),
-            (self.variant in range(len(view.limits.variants)), "a step runs on a variant that there is"),
+            (type(self.lane) is Lane and not (rows and self.lane in view.busy), "a lane computes one step at a time"),
+            (type(self.variant) is int and 0 <= self.variant < variants, "a step runs on a variant that there is"),
             (all(map(self._fits_variant, rows)), "a request goes on with the variant that computed its KV"),
         ):
             if not kept:
@@ -307,6 +313,10 @@ class Plan:
         if row.req.num_computed == 0:
             return not row.shared or self.variant == 0  # the prefix cache holds the first variant's KV
         return row.req.variant == self.variant
+
+    def _columns(self, req: RequestView, *numbers: int) -> None:
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        self._rule(whole, "padding and reservations are whole numbers of columns", req)
 
     def _rule(self, kept: bool, rule: str, req: RequestView) -> None:
         if not kept:

@@ -4,6 +4,7 @@ The plans themselves are not in the log, so equality with the run's own plans sh
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, pairwise
 from typing import Any
 
 from batching.driver import Driver
@@ -15,6 +16,7 @@ from batching.scheduler import Scheduler
 from batching.step import Step, StepResult
 from batching.step_log import StepLog
 from batching.step_time import Load, Probe
+from batching.view import Overdue
 
 
 def replay(
@@ -35,8 +37,10 @@ def replay(
     under_way: dict[int, tuple[Step, bool]] = {}  # with whether the engine was idle before
     scheduler = Scheduler(policy_of(start), Limits(**start["limits"]))
     driver = Driver(scheduler, lambda: now, on_answer, steps=steps, on_plan=on_plan)
-    for record in records:
+    for record, following in pairwise(chain(records, [{"kind": "end"}])):
         now = record.get("now", now)
+        if following["kind"] == "overdue" and record["kind"] != "overdue":
+            scheduler.guard = _overdue_once(scheduler, following["told"])
         match record["kind"]:
             case "probe":
                 driver.learn(Probe(Load(*record["load"]), record["seconds"], record["variant"]))
@@ -63,6 +67,16 @@ def replay(
                     on_step(step, record["ended"] - (step.planned_at if was_idle else ended))
                 ended = record["ended"]
     return made
+
+
+def _overdue_once(scheduler: Scheduler, told: str) -> Callable[[Callable[[], Any]], Any]:
+    """The guard of a policy that did not answer in time: it is not asked again, or this would take as long."""
+
+    def guard(ask: Callable[[], Any]) -> Any:
+        scheduler.guard = lambda ask: ask()
+        raise Overdue("a policy answers in time", told)
+
+    return guard
 
 
 def policy_of(record: Mapping[str, Any]) -> Policy:

@@ -6,12 +6,13 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from batching.blame import in_a_line, in_full, place_of
 from batching.blocks import BlockPool, chain
-from batching.plan import Plan, may_free, shareable
+from batching.plan import LONGEST_REASON, Plan, may_free, shareable
 from batching.policies import mode_of
 from batching.policies.dynamic import Dynamic
 from batching.policy import Policy
@@ -20,7 +21,9 @@ from batching.step import Row, Step, StepResult
 from batching.step_time import StepTime
 from batching.view import Limits, PlanError, RequestView, View, request_of
 
-MAX_EMPTY_PLANS = 1000  # in a row, with work waiting and nothing under way: more is taken for "for ever"
+# With work waiting, more than this is taken for "for ever":
+MAX_EMPTY_PLANS = 1000  # in a row that compute nothing new and answer nobody
+LONGEST_WAIT_S = 120.0  # until something is planned
 
 T = TypeVar("T")
 
@@ -49,6 +52,8 @@ class Scheduler:
         self._answered: list[Request] = []
         self._last_id = 0
         self._empty_plans = 0
+        self._empty_since = 0.0
+        self.guard: Callable[[Callable[[], Any]], Any] = lambda ask: ask()  # calls what asks the policy; may raise Overdue
         self.policy_changes = 0  # how often another policy has taken over, whoever asked for it
         self._last_ended = dict.fromkeys(Lane, -inf)
 
@@ -109,9 +114,9 @@ class Scheduler:
         self._expire(now)
         self._take_over(now)
         view = self._view()
-        if not (view.waiting or self._resident) or all(lane in view.busy for lane in self.policy.lanes):
+        if not (view.waiting or self._resident) or all(lane in view.busy for lane in self._ask(self._lanes)):
             return None
-        plan = self._ask("raised", lambda: self.policy.schedule(view, now))
+        plan = self._ask(lambda: self.policy.schedule(view, now))
         if type(plan) is not Plan:
             raise PlanError("a policy returns the plan that it filled", f"not {type(plan).__name__}")
         plan.check(view)
@@ -249,18 +254,32 @@ class Scheduler:
 
     def _refusal(self, req: Request) -> Refused | None:
         seen = self._views.get(req) or RequestView(req)
-        reason = self._ask("raised in refuses", lambda: self.policy.refuses(seen, self.limits))
-        told = f"mode {mode_of(self.policy)} can never run this request: it {reason}"
-        return Refused("too_large", told, "num_tokens") if reason else None
+        reason = self._ask(lambda: self.policy.refuses(seen, self.limits))
+        if reason is None:
+            return None
+        if type(reason) is not str:
+            raise PlanError("refuses says why or None", f"not {type(reason).__name__}")
+        told = f"mode {mode_of(self.policy)} can never run this request: it {reason[:LONGEST_REASON]}"
+        return Refused("too_large", told, "num_tokens")
 
-    def _ask(self, rule: str, ask: Callable[[], T]) -> T:
+    def _lanes(self) -> tuple[Lane, ...]:
+        lanes = tuple(self.policy.lanes)
+        if not lanes or not all(type(lane) is Lane for lane in lanes):
+            raise PlanError("a policy plans for one lane at least", f"lanes = {lanes!r:.80}")
+        return lanes
+
+    def _ask(self, ask: Callable[[], T]) -> T:
         """What the policy answers. Raises PlanError, whatever it raises."""
-        try:
-            return ask()
-        except PlanError:
-            raise
-        except Exception as error:
-            raise PlanError(rule, f"{type(error).__name__}: {error}") from error
+
+        def answer() -> T:
+            try:
+                return ask()
+            except PlanError as error:
+                raise PlanError(error.rule, error.detail, place_of(error), in_full(error)) from error
+            except BaseException as error:
+                raise PlanError("raised", in_a_line(error), place_of(error), in_full(error)) from error
+
+        return self.guard(answer)
 
     def _own(self, plan: Plan, view: View) -> None:
         """Raise PlanError if it decides about a request that its view does not show: a policy may have kept one."""
@@ -270,14 +289,28 @@ class Scheduler:
                 raise PlanError("a plan decides about the requests of its view", f"request {seen.id} is not one of them")
 
     def _progress(self, plan: Plan, now: float) -> None:
-        """Raise PlanError for a plan after which nothing would ever happen."""
-        if plan._rows or plan.released or plan.preempted or plan.dropped or plan.rejected or self._under_way:
+        """Raise PlanError for a plan after which nothing would ever happen, or if none of many has brought anything."""
+        rows = plan._rows.values()
+        if plan.released or plan.rejected or any(row.count and row.start + row.count > row.req.lost for row in rows):
             self._empty_plans = 0
             return
+        if self._under_way and not rows:
+            return
+        self._empty_since = self._empty_since if self._empty_plans else now
         self._empty_plans += 1
-        if plan.wake_at is None or plan.wake_at <= now or self._empty_plans > MAX_EMPTY_PLANS:
-            waiting, resident = len(self._waiting), len(self._resident)
-            raise PlanError("work waits, so something must be planned", f"{waiting} waiting, {resident} resident")
+        wake_at = now if plan.wake_at is None else plan.wake_at
+        does, wakes = rows or plan.preempted or plan.dropped, wake_at > now
+        too_late = not does and wakes and wake_at > self._empty_since + LONGEST_WAIT_S
+        if not (does or wakes) or too_late or self._empty_plans > MAX_EMPTY_PLANS + self.limits.max_context:
+            rule = f"work waits, so something must be planned{f' within {LONGEST_WAIT_S:g} s' if too_late else ''}"
+            raise PlanError(rule, self._what_waits(plan))
+
+    def _what_waits(self, plan: Plan) -> str:
+        done = sum(req.state is State.DONE for req in self._resident)
+        told = f"{len(self._waiting)} waiting, {len(self._resident) - done} running, {done} finished and not released"
+        if done:
+            return f"{told}: was plan.release(*view.done) forgotten?"
+        return "; ".join([told, *(f"request {id} {why}" for id, why in islice(plan.reasons.items(), 1))])
 
     def _commit(self, plan: Plan, now: float) -> Step | None:
         for seen in plan.promoted:

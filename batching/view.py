@@ -15,11 +15,17 @@ T = TypeVar("T")
 
 
 class PlanError(Exception):
-    """A policy raised or broke a rule; the message names both."""
+    """A policy raised or broke a rule: which one, in whose file and line (where that is known), with the traceback."""
 
-    def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
+    def __init__(self, rule: str, detail: str, place: str | None = None, trace: str = "") -> None:
+        super().__init__(f"{rule}: {detail}" + (f" ({place})" if place else ""))
         self.rule = rule
+        self.detail = detail
+        self.trace = trace
+
+
+class Overdue(PlanError):
+    """It took too long: this depends on the machine, so it is in the input log."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def application() -> Flask:
     driver.steps = log = TimedLog(slots)
     for i in range(slots):
         loop.submit(Request(f"request-{i:032}", [0], 100_000, arrival=loop.clock()))
+    batching = next(thread for thread in threading.enumerate() if thread.name == "batching")
     app = Flask("watchers")
     app.extensions["batching"] = loop
     app.register_blueprint(watching.blueprint)
-    app.add_url_rule("/cpu", view_func=lambda: json.dumps([log.seconds, others(loop._thread.native_id)]))
+    app.add_url_rule("/cpu", view_func=lambda: json.dumps([log.seconds, others(batching.native_id)]))
     return app
 
 

@@ -319,7 +319,7 @@ def _number(text: str) -> float:
 
 
 def _modes(text: str) -> list[str]:
-    modes = [mode.strip() for mode in text.split(",")]
+    modes = [mode.strip().removesuffix(".py").rpartition("/")[2] for mode in text.split(",")]  # a policy's file by its name
     if not all(modes) or len(set(modes)) < len(modes):
         raise argparse.ArgumentTypeError(f"must be different names with commas between them, not {text!r}")
     return modes

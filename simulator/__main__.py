@@ -12,6 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from batching import policy_file
 from batching.driver import describe_policy
 from batching.policies import POLICIES
 from batching.policy import Limits, Policy
@@ -74,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help="serve a plan in virtual time, with one policy or several after another")
-    parser.add_argument("--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}")
+    parser.add_argument(
+        "--policy", required=True, metavar="NAME,...", help=f"one or several of {', '.join(POLICIES)}, or of files (mine.py)"
+    )
     _add_workload(parser)
     parser.add_argument(
         "--model",
@@ -308,10 +311,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     """A maker for each of --policy. An argument goes to every policy that has a parameter of that name."""
-    names = [name.strip() for name in args.policy.split(",")]
-    for name in names:
-        if name not in POLICIES:
-            raise Wrong(f"--policy: there is no {name!r}; there are {', '.join(POLICIES)}")
+    try:
+        names = [policy_file.mode_named(name.strip()) for name in args.policy.split(",")]
+    except ValueError as error:
+        raise Wrong(f"--policy: {error}") from None
     if len(set(names)) < len(names):
         raise Wrong("--policy: a name stands there twice")
     given = _pairs("--policy-arg", args.policy_arg)
@@ -324,7 +327,7 @@ def _policies(args: argparse.Namespace) -> list[MakePolicy]:
     for name in names:
         own = {key: value for key, value in given.items() if key in known[name]}
         try:
-            POLICIES[name].from_arguments(own)
+            policy_file.make(name, own)
         except ValueError as error:
             raise Wrong(f"--policy-arg: {error}") from None
         makers.append(partial(POLICIES[name].from_arguments, own))

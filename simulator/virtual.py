@@ -126,8 +126,11 @@ class Replica:
         self._check()
 
     def _check(self) -> None:
-        if self.driver.last_failure:  # a server would go on with the last good policy: here that would hide what is tried
-            raise PolicyFailed(self.driver.last_failure)
+        if error := self.driver.failure:  # a server would go on with the last good policy: here that would hide what is tried
+            cause = error.__cause__
+            if isinstance(cause, KeyboardInterrupt):  # it came while the policy was asked, and is not its fault
+                raise cause
+            raise PolicyFailed(f"{self.driver.last_failure}\n{error.trace}") from cause
 
 
 class Arrivals(Protocol):

@@ -5,8 +5,6 @@ Quick by default: a property test tries QUICK examples, and tests marked `thorou
 so. `--thorough` leaves nothing out.
 """
 
-import importlib.util
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 from hypothesis import is_hypothesis_test, settings
 
 from batching.policies import POLICIES
-from batching.policy import Policy
+from batching.policy_file import policies_in
 
 QUICK, THOROUGH = 25, 300  # examples of a property test; one that needs a number of its own takes a multiple
 LEFT_OUT = pytest.StashKey[dict[str, Any]]()
@@ -74,22 +72,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "policy_class" in metafunc.fixturenames:
-        for path in metafunc.config.getoption("--policy"):
-            if not Path(path).is_file():
-                raise pytest.UsageError(f"--policy {path}: no such file")
-        own = [cls for path in metafunc.config.getoption("--policy") for cls in _policies_in(Path(path))]
+        try:
+            own = [cls for path in metafunc.config.getoption("--policy") for cls in policies_in(Path(path))]
+        except ValueError as error:
+            raise pytest.UsageError(f"--policy: {error}") from None
         classes = own or list(POLICIES.values())
         metafunc.parametrize("policy_class", classes, ids=[cls.__name__ for cls in classes])
-
-
-def _policies_in(path: Path) -> list[type[Policy]]:
-    """The policies that a file defines itself."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None, f"{path} is not a Python file"
-    assert spec.loader is not None, f"{path} is not a Python file"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == path.stem]
-    policies = [cls for cls in found if issubclass(cls, Policy)]
-    assert policies, f"{path} defines no subclass of batching.policy.Policy"
-    return policies

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import config
+from batching import policy_file
 from batching.policies import POLICIES
+from batching.policies.dynamic import Dynamic
 from config import MODELS, PREFIX, SettingError, Settings, parse, read
 from model.checkpoint import CONFIGS
 
@@ -37,6 +39,38 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 @pytest.mark.parametrize("mode", POLICIES)
 def test_every_mode_is_the_first_argument(mode: str) -> None:
     assert parse([mode], {}, {}) == Settings(mode=mode)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(config, "FILES", files := {})
+    monkeypatch.setattr(policy_file, "FILES", files)
+    monkeypatch.setitem(POLICIES, "mine", Dynamic)  # so that what comes in is taken out again
+    del POLICIES["mine"]
+    path = tmp_path / "mine.py"
+    path.write_text("from batching.policies.dynamic import Dynamic\nclass Mine(Dynamic): pass\n")
+    return path
+
+
+def test_a_policys_file_is_a_mode_in_the_servers_process_too(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine.parent)
+    settings = parse(["mine.py"], {}, {})
+    assert settings.mode == "mine"
+    assert type(settings.make_policy("mine", {})).__name__ == "Mine"
+    assert settings.environment()["BATCHLAB_MODE"] == str(mine)
+    assert read({}, settings.environment(), {}) == settings
+
+
+def test_a_policys_file_is_not_run_before_what_it_imports_can_be_there(mine: Path) -> None:
+    mine.write_text("raise SystemExit")
+    parse([str(mine)], {}, None)
+    with pytest.raises(SettingError, match=r"^MODE: mine.py cannot be loaded: SystemExit \(mine.py, line 1\)$"):
+        parse([str(mine)], {}, {})
+
+
+def test_a_policys_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingError, match=r"^MODE: there is no such file, not 'nowhere.py'$"):
+        parse(["nowhere.py"], {}, {})
 
 
 BAD = [

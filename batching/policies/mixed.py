@@ -9,7 +9,9 @@ deferred ones, latest due first. Without immediate requests neither limit nor re
 as under `dynamic`.
 
 Nobody starves: a deferred request that is due no later than it can be finished (times a safety factor) becomes immediate, and
-so does the first in line after so many steps in which all deferred work was passed over. It takes its place by its arrival.
+so does the first in line when `max_passes` requests have joined the batch while all deferred work was passed over. It takes its
+place by its arrival. So under overload one of `max_passes + 1` requests that join is a deferred one, on a fast engine as on a
+slow one, and the nth in line waits n times for the time in which the slots take in so many requests, plus one, at most.
 
 Left out: swapping instead of recomputing (ConServe's checkpoints), preemption inside a step.
 """
@@ -30,7 +32,7 @@ class MixedParams(Params):
     kv_reserve: float = number(0.05, 0, 1)  # share of the KV blocks that deferred work leaves free
     seat_reserve: float = number(0.05, 0, 1)  # and of the sequence slots: an arrival that finds one free preempts nobody
     safety: float = number(1.5, 0, 100)  # on the predicted remaining time, before it is compared with the time left
-    max_passes: float = number(100, 0, 1e9)  # steps in which the first deferred request in line may be passed over
+    max_passes: int = number(100, 0, 1e9)  # requests that may join before the first deferred one in line does
     patience_s: float = number(600, 0, 1e9)  # a deferred request that does not say when it is due is so long after its arrival
 
 
@@ -68,7 +70,7 @@ class Mixed(Policy):
         if plan.free_slots and not given_up:
             in_line = sorted((req for req in view.waiting if not plan.urgent(req)), key=self.line.place)
             _run(plan, (req for req in in_line if not plan.prefix_coming(req)), ranking, spare=len(ranking))
-        self.line.count_passes(plan, [req for req in live if not plan.urgent(req)])
+        self.line.count_passes(plan, [req for req in live if not plan.urgent(req)], arriving)
         return plan
 
 

@@ -23,9 +23,9 @@ from batching.policy import Plan, RequestView, View
 class SequenceParams(Params):
     predictor: str = choice("oracle", PREDICTORS)
     error: float = number(0.3, 0, 10)  # of the noisy oracle: a standard deviation, relative to the length
-    window: float = number(256, 1, 1e6)  # requests
-    bucket: float = number(50, 1, 1e6)  # tokens: the width of a bucket of lengths
-    longest_batch: float = number(16, 1, 1e6)  # rows at least: the shortest bucket has all seats, each longer one half as many
+    window: int = number(256, 1, 1e6)  # requests
+    bucket: int = number(50, 1, 1e6)  # tokens: the width of a bucket of lengths
+    longest_batch: int = number(16, 1, 1e6)  # rows at least: the shortest bucket has all seats, each longer one half as many
     batch_timeout_ms: float = number(50, 0, 6e4)  # of a window that is not full
 
 
@@ -65,8 +65,8 @@ class SequenceScheduling(Static):
         if now < start and len(new) < self.params.window:
             plan.wait_until(start)
             return []
-        self.window = frozenset(new[: int(self.params.window)])
-        return new[: int(self.params.window)]
+        self.window = frozenset(new[: self.params.window])
+        return new[: self.params.window]
 
     def _micro_batch(self, window: list[RequestView], seats: int) -> tuple[list[RequestView], int]:
         """The shortest of the window, in order, and the length of their bucket."""
@@ -74,8 +74,8 @@ class SequenceScheduling(Static):
         buckets = {req: ceil(length / self.params.bucket) for req, length in lengths.items()}
         window = sorted(window, key=lambda req: lengths[req])
         for bucket in sorted({*buckets.values()}):
-            rows = min(seats, max(int(self.params.longest_batch), seats >> bucket - 1))
+            rows = min(seats, max(self.params.longest_batch, seats >> bucket - 1))
             batch = [req for req in window if buckets[req] <= bucket][:rows]
             if len(batch) >= rows / 2:
                 break
-        return batch, ceil(bucket * self.params.bucket)
+        return batch, bucket * self.params.bucket

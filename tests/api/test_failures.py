@@ -4,14 +4,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from werkzeug.test import TestResponse
 
+from batching import policy_file
 from batching.loop import BatchingLoop, Engine, Health
 from batching.policies import POLICIES
 from batching.policies.dynamic import Dynamic
 from batching.policy import Limits, Plan, View
+from batching.policy_file import mode_named
 from batching.request import Request
 
 from .conftest import PATIENCE_S, SETTINGS, Gate, Server
@@ -135,6 +138,57 @@ def test_a_policy_that_fails_is_named_and_the_last_good_one_goes_on(
     answers = [server.later(num_tokens=20) for _ in range(3)]
     assert [outcome(future) for future in answers] == [(200, None)] * 3
     assert server.stats()["kv_use"] == 0
+
+
+class CannotBeMade(Dynamic):
+    def __init__(self, params: object = None) -> None:
+        raise ZeroDivisionError("an exercise gone wrong")
+
+
+class IsNeverMade(Dynamic):
+    def __init__(self, params: object = None) -> None:
+        while True:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"), [(CannotBeMade, "exercise cannot be made: ZeroDivisionError"), (IsNeverMade, "in time")]
+)
+def test_a_policy_that_cannot_be_made_is_a_400_and_the_modes_go_on_being_shown(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, policy: type[Dynamic], said: str
+) -> None:
+    monkeypatch.setitem(POLICIES, "exercise", policy)
+    server = serve("mixed")
+    server.loop._policy_limit_s = 0.4
+    response = server.client.put("/mode", json={"mode": "exercise"})
+    assert response.status_code == 400
+    told = response.get_json()["error"]["message"]
+    assert said in told
+    assert "(test_failures.py, line " in told
+    shown = server.client.get("/mode").get_json()
+    assert shown["mode"] == "mixed"
+    assert "exercise" in shown["modes"]
+    assert server.client.put("/mode", json={"mode": "orca"}).get_json()["mode"] == "orca"
+
+
+def test_a_mode_out_of_a_file_is_named_by_it_and_no_file_is_loaded_over_http(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_file, "FILES", {})
+    monkeypatch.setitem(POLICIES, "mine", None)  # so that what comes in is taken out again
+    del POLICIES["mine"]
+    mine = tmp_path / "mine.py"
+    mine.write_text("from batching.policies.dynamic import Dynamic\nclass Mine(Dynamic): pass\n")
+    server = serve(mode_named(str(mine)))
+    assert server.client.get("/mode").get_json()["mode"] == "mine"
+    assert server.ask().get_json()["mode"] == "mine"
+    assert server.client.put("/mode", json={"mode": "orca"}).status_code == 200
+    assert server.client.put("/mode", json={"mode": "mine"}).get_json()["mode"] == "mine"
+    other = tmp_path / "other.py"
+    other.write_text("raise SystemExit\n")
+    for name in ("other", str(other)):
+        response = server.client.put("/mode", json={"mode": name})
+        assert (response.status_code, response.get_json()["error"]["param"]) == (400, "mode")
 
 
 class RefusalRaises(Dynamic):

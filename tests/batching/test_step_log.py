@@ -127,8 +127,8 @@ def test_a_resident_that_is_passed_over_waits_in_its_slot():
 
 
 def test_a_promotion_is_told_whether_the_request_waits_or_sits():
-    policy = Mixed(MixedParams(max_passes=2, tbt_slo_ms=1))
-    requests = [Request("now", [0], 9), Request("later", [0] * 9, 9, Priority.DEFERRED)]
+    policy = Mixed(MixedParams(tbt_slo_ms=1))
+    requests = [Request("now", [0], 9), Request("later", [0] * 9, 9, Priority.DEFERRED, due=10.0)]
     steps = run(policy, requests, max_batch_size=1)
     assert [new for step in steps for new in step["new"]] == [[0, 1, "i", "now"], [0, 2, "m", "later"]]
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from math import ceil
 
 import pytest
 
@@ -16,6 +17,7 @@ from batching.step import Step
 from batching.step_time import Load, Probe
 from jobs.runner import due_share
 from simulator.virtual import VirtualClock, VirtualExecutor
+from tests.policies.machine import a_gpt, serve
 from tests.told import Plans
 
 LIMITS = Limits(max_batch_size=32, token_budget=256, max_context=1024, num_blocks=1000, max_queue=10**6)
@@ -153,7 +155,7 @@ def test_a_request_that_is_due_soon_becomes_immediate_and_is_counted_apart():
     limits = Limits(max_batch_size=4, token_budget=256, max_queue=100)
     requests = [Request(f"now-{i}", [1] * 20, 100, arrival=0.1 * i) for i in range(40)]
     late = Request("late", [1] * 20, 100, Priority.DEFERRED, 0.05, due=5.0)
-    world = World(mixed(max_passes=1e9), limits).serve([*requests, late])
+    world = World(mixed(max_passes=10**9), limits).serve([*requests, late])
     promoted = [plan for plan in world.plans if "late" in plan.promoted]
     assert len(promoted) == 1
     assert promoted[0].reasons["late"].startswith("promoted: due in")
@@ -166,25 +168,51 @@ def test_a_request_that_is_due_soon_becomes_immediate_and_is_counted_apart():
 
 
 def test_under_overload_promoted_requests_wait_no_longer_than_computed_and_immediate_ones_are_shed():
-    """Immediate requests come at three times what the machine can do. All deferred work is passed over; after `passes` steps
-    the first of it is promoted, stands in front of the whole queue by its arrival, and gets the next seat."""
-    passes, output, slots = 50, 40, 8
+    """Immediate requests come at three times what the machine can do. All deferred work is passed over; when `passes` requests
+    have joined the first of it is promoted, stands in front of the whole queue by its arrival, and gets the next slot."""
+    passes, output, slots = 15, 40, 8
     limits = Limits(max_batch_size=slots, token_budget=256, max_queue=60)
     longest_step = SLO_S * 1.1
-    count = 10
+    count = 5
     requests = [Request(f"now-{i}", [1] * 50, output, arrival=0.02 + i / 60) for i in range(1500)]
     deferred = [Request(f"later-{i}", [1] * 50, output, Priority.DEFERRED, 0.01) for i in range(count)]
     world = World(mixed(max_passes=passes), limits).serve(requests + deferred)
-    # Its turn comes when those before it were promoted; then a seat is free when a running request has ended at the latest;
+    # A running request ends within `service`, so the slots take in as many as they are in that time. Its turn comes when those
+    # before it were promoted and `passes` have joined; then a slot is free when a running request has ended at the latest;
     # then it runs, a token in every step.
     service = (output + 10) * longest_step
+    turn = ceil((passes + 1) / slots) * service
     for place, req in enumerate(sorted(deferred, key=lambda req: req.answered_at)):
         assert req.error is None
-        assert req.answered_at - req.arrival <= (place + 1) * (passes + 1) * longest_step + 2 * service
+        assert req.answered_at - req.arrival <= (place + 1) * turn + 2 * service
+    assert world.driver.stats.summary(world.clock.now, live=False)["promotions"] >= count - 1
     shed = [req for req in world.answered if req.error is not None]
     assert {req.error.code for req in shed} == {"queue_full"}
     assert {req.priority for req in shed} == {Priority.IMMEDIATE}
     assert len(shed) > 300
+
+
+@pytest.mark.parametrize("factor", [0.05, 5.0], ids=["a fast engine", "a slow engine"])
+def test_under_a_high_load_immediate_requests_keep_their_precedence_however_fast_the_engine_is(factor: float):
+    """Four slots and twice the requests that they can serve, half of them deferred. Whether the first deferred one may be
+    passed over by so many requests or for ever makes no great difference to immediate ones."""
+
+    def law(load: Load) -> float:
+        return factor * a_gpt(load)
+
+    limits = Limits(max_batch_size=4, token_budget=256, num_blocks=1000, max_queue=10**6, tbt_slo_ms=1e3 * factor * SLO_S)
+    rng, at, requests = random.Random(3), 0.0, []
+    for i in range(400):
+        at += rng.expovariate(20.0) * factor
+        priority = Priority.DEFERRED if i % 2 else Priority.IMMEDIATE
+        requests.append(Request(str(i), [0] * 64, 40, priority, at))
+    ttft = {}
+    for passes in (100, 10**9):
+        again = [Request(req.id, [*req.tokens], req.max_tokens, req.priority, req.arrival, due=1e9) for req in requests]
+        run = serve(Mixed(MixedParams(max_passes=passes)), limits, again, law)
+        waits = [req.token_times[0] - req.arrival for req in run.answered if req.priority is Priority.IMMEDIATE]
+        ttft[passes] = sum(waits) / len(waits)
+    assert ttft[100] < 1.2 * ttft[10**9]
 
 
 def test_each_decision_has_its_reason():

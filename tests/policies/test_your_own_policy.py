@@ -3,12 +3,13 @@
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from batching.policies import POLICIES
-from batching.policy import Limits, Policy
+from batching.policy import Limits, Policy, RequestView, View
 from batching.request import Request
 from simulator.__main__ import main
 from simulator.virtual import simulate
@@ -59,3 +60,10 @@ def test_who_has_waited_for_its_patience_goes_first_whatever_it_asks_for(shortes
 def test_its_parameter_is_checked(shortest_first: type[Policy]):
     with pytest.raises(ValueError, match="patience_s: must lie between 0 and 3600, not -1"):
         shortest_first.from_arguments({"patience_s": "-1"})
+
+
+def test_the_page_names_all_that_can_be_read():
+    seen = [name for name in vars(RequestView) if not name.startswith("_")]
+    limits = [field.name for field in fields(Limits)]
+    for name in (*seen, *View._fields, "step_time", *limits):
+        assert re.search(rf"`{name}[`(]", PAGE.read_text()), name

@@ -10,12 +10,12 @@ TOGETHER_S = 10.0  # those that came within so long are due together, if they do
 
 
 class DeferredLine:
-    def __init__(self, patience_s: float, safety: float, max_passes: float) -> None:
+    def __init__(self, patience_s: float, safety: float, max_passes: int) -> None:
         self._patience_s = patience_s  # who does not say when it is due is so long after its arrival
         self._safety = safety  # on the predicted remaining time, before it is compared with the time left
-        self._max_passes = max_passes  # steps in which the first in line may be passed over
-        self._first: RequestView | None = None  # in the last step; passed over in so many in a row:
-        self._passes = 0
+        self._max_passes = max_passes  # requests that may join in front of the first in line
+        self._first: RequestView | None = None  # in the last step, if all of the line was passed over
+        self._passes = 0  # how many have joined in front of it since
 
     def place(self, req: RequestView) -> tuple[float, Sequence[int]]:
         """In the line: by when it is due, then by how its prompt begins."""
@@ -28,16 +28,17 @@ class DeferredLine:
     def overdue(self, req: RequestView, view: View, now: float) -> str | None:
         """Why `req` may wait no longer, or None."""
         if req is self._first and self._passes >= self._max_passes:
-            return f"passed over in {self._passes} steps"
+            return f"passed by {self._passes} requests"
         steps = req.to_generate + req.remaining // view.limits.token_budget
         needs = self._safety * steps * view.step_time.recent_s
         left = self._due(req) - now
         return f"due in {left:.1f} s, may need {needs:.1f} s" if needs >= left else None
 
-    def count_passes(self, plan: Plan, line: list[RequestView]) -> None:
-        """Enter a step's plan: whether it passes all of the line over."""
+    def count_passes(self, plan: Plan, line: list[RequestView], arriving: list[RequestView]) -> None:
+        """Enter a step's plan: whether it passes all of the line over, and how many of `arriving` join."""
         first = min(line, key=self.place) if line and not any(req in plan for req in line) else None
-        self._passes = self._passes + 1 if first and first is self._first else int(first is not None)
+        joined = sum(req in plan for req in arriving)
+        self._passes = joined + (self._passes if first is self._first else 0)
         self._first = first
 
     def _due(self, req: RequestView) -> float:
