@@ -59,6 +59,10 @@ class BurstAnswer(TypedDict):
     refused: int
 
 
+class CalledOffAnswer(TypedDict):
+    called_off: Annotated[int, Field(description="requests that were waiting or running")]
+
+
 class StepsAnswer(TypedDict):
     slots: Annotated[int, Field(description="sequence slots")]
     limits: dict[str, Any]

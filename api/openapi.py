@@ -12,7 +12,7 @@ from flask import Blueprint, Response, current_app, jsonify
 from pydantic import TypeAdapter
 
 from api import answers
-from api.auth import COOKIE, OPEN, SAFE
+from api.auth import COOKIE, OPEN
 from api.batches import MAX_LISTED, USUALLY_LISTED, BatchBody
 from api.bodies import Schema, WithoutTitles, limits_of, with_limit
 from api.burst import BurstBody
@@ -25,13 +25,17 @@ from batching.loop import BatchingLoop
 from batching.step_log import KEPT
 
 VERSION = "0.1.0"
+DESCRIPTION = (
+    'A teaching server for LLM batching. Errors are `{"error": {message, type, param, code}}`. Before a route is looked at, a '
+    "request that cannot be read is a 400, 408 (too slow), 431 (its head is too large) or 503 (too much at once)."
+)
 COMPONENTS = "#/components/schemas/"
 MEANINGS = {
     303: "to another page",
     304: "the browser has it already",
     400: "a field is missing, unknown, or not what it may be: `param` names it, `message` its limit",
     401: "an API key is needed",
-    403: "for the teacher's key, or sent by a page of another site",
+    403: "for the teacher's key, sent by a page of another site, or to a host that this server does not answer to",
     404: "there is none such",
     409: "not in its present state",
     413: "the body is too large: `message` says how large it may be",
@@ -88,6 +92,7 @@ ROUTES = {  # by endpoint
     ),
     "teaching.health": Route("Teaching", "Is the server ready?", answers.HealthAnswer, errors=(503,)),
     "burst.burst": Route("Teaching", "Many requests at once, to watch", answers.BurstAnswer, BurstBody, (503,)),
+    "burst.call_off": Route("Teaching", "Call off what is left of all bursts", answers.CalledOffAnswer, errors=(503,)),
     "watching.steps": Route(
         "Watching", "The engine's step records", answers.StepsAnswer, errors=(400, 503),
         query={"after": _whole(0, MAX_ID, 0), "limit": _whole(0, KEPT, KEPT)},
@@ -166,13 +171,13 @@ def describe(rules: tuple[tuple[str, str, str], ...], limits: tuple[tuple[str, i
     for rule, method, endpoint in sorted(rules, key=lambda rule: order.index(rule[2])):
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
         names = re.findall(r"{(\w+)}", path)
-        paths.setdefault(path, {})[method] = _operation(ROUTES[endpoint], endpoint, method, names)
+        paths.setdefault(path, {})[method] = _operation(ROUTES[endpoint], endpoint, names)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "BatchLab",
             "version": VERSION,
-            "description": 'A teaching server for LLM batching. Errors are `{"error": {message, type, param, code}}`.',
+            "description": DESCRIPTION,
         },
         "paths": paths,
         "components": {
@@ -185,12 +190,10 @@ def describe(rules: tuple[tuple[str, str, str], ...], limits: tuple[tuple[str, i
     }
 
 
-def _operation(route: Route, endpoint: str, method: str, names: list[str]) -> dict[str, Any]:
-    errors = set(route.errors)
+def _operation(route: Route, endpoint: str, names: list[str]) -> dict[str, Any]:
+    errors = {*route.errors, 403}
     if endpoint not in OPEN:
         errors.add(401)
-    if method.upper() not in SAFE:
-        errors.add(403)
     if route.body:
         errors |= {400, 413}
     if route.body or route.form:
