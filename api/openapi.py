@@ -25,6 +25,10 @@ from batching.loop import BatchingLoop
 from batching.step_log import KEPT
 
 VERSION = "0.1.0"
+DESCRIPTION = (
+    'A teaching server for LLM batching. Errors are `{"error": {message, type, param, code}}`. Before a route is looked at, a '
+    "request that cannot be read is a 400, 408 (too slow), 431 (its head is too large) or 503 (too much at once)."
+)
 COMPONENTS = "#/components/schemas/"
 MEANINGS = {
     303: "to another page",
@@ -174,7 +178,7 @@ def describe(rules: tuple[tuple[str, str, str], ...], limits: tuple[tuple[str, i
         "info": {
             "title": "BatchLab",
             "version": VERSION,
-            "description": 'A teaching server for LLM batching. Errors are `{"error": {message, type, param, code}}`.',
+            "description": DESCRIPTION,
         },
         "paths": paths,
         "components": {
