@@ -19,7 +19,7 @@ from batching.policy import Policy
 from batching.request import Lane, Refused, Request, RequestError, State
 from batching.step import Row, Step, StepResult
 from batching.step_time import StepTime
-from batching.view import Limits, PlanError, RequestView, View, request_of
+from batching.view import Limits, PlanError, RequestView, StepTimeView, View, request_of
 
 # With work waiting, more than this is taken for "for ever":
 MAX_EMPTY_PLANS = 1000  # in a row that compute nothing new and answer nobody
@@ -212,7 +212,7 @@ class Scheduler:
         slots = self.limits.max_batch_size - len(self._resident) - sum(self._lingering.values())
         waiting = () if self._switches else tuple(map(views, self._waiting))
         busy = () if in_order else {step.lane for step in self._under_way.values()}
-        free, times = self.blocks.num_free, tuple(self.step_times)
+        free, times = self.blocks.num_free, tuple(map(StepTimeView, self.step_times))
         lookups = self._cached_prefix, self._prefix_keys, self.blocks.references
         return View(waiting, resident, done, self.limits, free, slots, times, busy, *lookups)
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, overload
 
 from batching.request import Lane, Priority, Request, SamplingParams, State
-from batching.step_time import StepTime
+from batching.step_time import Load, StepTime
 
 T = TypeVar("T")
 
@@ -85,10 +85,51 @@ def _shown(name: str) -> Any:
     return property(attrgetter(f"_request.{name}"))
 
 
-class RequestView:
-    """A request as a policy sees it. Setting anything raises PlanError. Times are seconds, as `now`."""
+class _Seen:
+    """Setting or deleting anything raises PlanError."""
+
+    __slots__ = ()
+    _kind = "?"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise PlanError(f"a policy only reads {self._kind}", f"{name} of {self} was to be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise PlanError(f"a policy only reads {self._kind}", f"{name} of {self} was to be deleted")
+
+
+class StepTimeView(_Seen):
+    """What a step will take on one variant of the model, learned from the steps so far (`batching/step_time.py`)."""
+
+    __slots__ = ("_learned",)
+    _kind = "step times"
+    _learned: StepTime
+
+    def __init__(self, learned: StepTime) -> None:
+        object.__setattr__(self, "_learned", learned)
+
+    def __str__(self) -> str:
+        return "the step-time model"
+
+    @property
+    def recent_s(self) -> float:
+        """A step's mean duration of late, seconds."""
+        return self._learned.recent_s
+
+    def predict(self, load: Load) -> float:
+        """Seconds; 0 before there is something to go by."""
+        return self._learned.predict(load)
+
+    def bound(self, load: Load) -> float:
+        """Seconds within which 99 of 100 such steps should end."""
+        return self._learned.bound(load)
+
+
+class RequestView(_Seen):
+    """A request as a policy sees it. Times are seconds, as `now`."""
 
     __slots__ = ("_request",)
+    _kind = "requests"
     _request: Request
 
     # As it came in.
@@ -120,11 +161,8 @@ class RequestView:
     def __init__(self, request: Request) -> None:
         object.__setattr__(self, "_request", request)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise PlanError("a policy only reads requests", f"{name} of request {self.id} was to be set")
-
-    def __delattr__(self, name: str) -> None:
-        raise PlanError("a policy only reads requests", f"{name} of request {self.id} was to be deleted")
+    def __str__(self) -> str:
+        return f"request {self.id}"
 
     def __repr__(self) -> str:
         return f"<request {self.id}: {self.state.value}, {self.num_computed} of {self.num_tokens} tokens computed>"
@@ -162,7 +200,7 @@ class View(NamedTuple):
     limits: Limits
     free_blocks: int
     free_slots: int
-    step_times: Sequence[StepTime]  # what a step will take on each variant of the model, learned from the steps so far
+    step_times: Sequence[StepTimeView]  # what a step will take on each variant of the model, learned from the steps so far
     busy: Collection[Lane] = ()  # lanes with a step under way; never any where lanes take turns
     # The blocks that hold the beginning of a waiting request, all but its last token at most; None where nobody looks.
     cached_prefix: Callable[[RequestView], Sequence[int] | None] = lambda req: None
@@ -171,6 +209,6 @@ class View(NamedTuple):
     references: Callable[[int], int] = lambda block: 1  # how many requests hold a block
 
     @property
-    def step_time(self) -> StepTime:
+    def step_time(self) -> StepTimeView:
         """On the first variant, which runs what a policy does not choose another for."""
         return self.step_times[0]

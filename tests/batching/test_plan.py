@@ -6,6 +6,7 @@ from batching.plan import LONGEST_REASON
 from batching.policy import Limits, Plan, PlanError, RequestView, View
 from batching.request import Request, State
 from batching.step_time import Load, StepTime
+from batching.view import StepTimeView
 
 LIMITS = Limits(max_batch_size=4, token_budget=16, max_prefill_tokens=64, max_context=64, block_size=4, num_blocks=16)
 
@@ -152,6 +153,19 @@ def test_a_request_that_a_policy_sees_cannot_be_written(name: str):
         setattr(req, name, 1)
     with pytest.raises(PlanError, match="a policy only reads requests"):
         delattr(req, name)
+
+
+def test_a_policy_cannot_teach_the_step_time_model():
+    learned = StepTime()
+    for _ in range(20):
+        learned.observe(Load(0, 1, 1), 0.01)
+    seen = StepTimeView(learned)
+    assert seen.bound(Load(0, 1, 1)) == learned.bound(Load(0, 1, 1)) > seen.predict(Load(0, 1, 1)) > 0
+    with pytest.raises(AttributeError):
+        seen.observe(Load(), 9.0)  # type: ignore[attr-defined]
+    for name in ("margin", "recent_s"):
+        with pytest.raises(PlanError, match=f"a policy only reads step times: {name} of the step-time model"):
+            setattr(seen, name, 9.0)
 
 
 def test_nor_can_its_lists_and_they_go_on_growing():

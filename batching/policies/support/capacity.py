@@ -4,10 +4,16 @@ and the rate at which requests come in. Plain arithmetic for policies that choos
 
 from collections.abc import Iterable, Sequence
 from math import exp, inf
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from batching.step_time import Load, StepTime
+from batching.step_time import Load
 from batching.view import RequestView
+
+
+class Bounds(Protocol):
+    """How long a step may take: a variant's step times as a policy sees them, or a model of them."""
+
+    def bound(self, load: Load) -> float: ...
 
 
 class Shape(NamedTuple):
@@ -20,7 +26,7 @@ class Shape(NamedTuple):
         return Shape(max(self.prompt, req.remaining), max(self.output, req.to_generate))
 
 
-def service_time(step_time: StepTime, rows: int, shape: Shape) -> float:
+def service_time(step_time: Bounds, rows: int, shape: Shape) -> float:
     """Seconds within which a batch should be served: a step for its prompts, then one for each further token."""
     prompt, output = shape
     seconds = step_time.bound(Load.of([(prompt, 0)]).times(rows))
@@ -32,7 +38,7 @@ def service_time(step_time: StepTime, rows: int, shape: Shape) -> float:
     return seconds
 
 
-def service_times(step_time: StepTime, queue: Sequence[RequestView]) -> list[float]:
+def service_times(step_time: Bounds, queue: Sequence[RequestView]) -> list[float]:
     """Of batches of the first 0, 1, 2, ... requests in `queue`, up to all of them and one more of the same kind."""
     shapes = [Shape()]
     for req in queue:
@@ -40,7 +46,7 @@ def service_times(step_time: StepTime, queue: Sequence[RequestView]) -> list[flo
     return [0.0] + [service_time(step_time, rows, shapes[min(rows, len(queue))]) for rows in range(1, len(queue) + 2)]
 
 
-def capacity(step_time: StepTime, most_rows: int, shape: Shape, limit_s: float) -> float:
+def capacity(step_time: Bounds, most_rows: int, shape: Shape, limit_s: float) -> float:
     """Requests a second that batches of the best size up to `most_rows` keep up with, if each is to be answered within
     `limit_s` though it came when the batch before had just begun: a batch may take half of it. 0 if none is so quick."""
     times = ((rows, service_time(step_time, rows, shape)) for rows in range(1, most_rows + 1))
