@@ -19,6 +19,7 @@ from batching.policies import POLICIES
 from batching.policy import Policy
 from batching.policy_file import FILES, make, mode_named
 
+VERSION = "0.2.0"
 PREFIX = "BATCHLAB_"
 MODELS = ("gpt2-medium", "gpt2", "distilgpt2", "gpt2-large", "gpt2-xl", "demo")
 HERE = Path(__file__).resolve().parent
@@ -274,7 +275,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[str, str | None] | None) -> Settings:
-    """Settings from ./server.sh's command line. Raises SettingError; prints the usage and exits for --help or no argument.
+    """Settings from ./server.sh's command line. Raises SettingError; prints usage or version, and exits, for --help, --version
+    or no argument.
 
     Without `dotenv` (python-dotenv is not installed yet) each value is checked, but not how they go together.
     """
@@ -285,6 +287,7 @@ def parse(arguments: list[str], environment: Mapping[str, str], dotenv: Mapping[
         description=f"MODE: one of {modes}, or the file of a policy of your own.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"BatchLab {VERSION}")
     for f in fields(Settings):
         shown = "" if f.default in ("", 0, None, False, ()) or f.name == "mode" else f" (default: {f.default})"
         text = (f.metadata["help"] + shown).replace("%", "%%")

@@ -6,6 +6,6 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")") # also where a symlink was 
 source "$here/environment.sh"
 
 "$python" "$here/config.py" "$@" # a bad argument ends here, before anything is installed
-case " ${*:---help} " in *" --help "* | *" -h "*) exit 0 ;; esac
+case " ${*:---help} " in *" --help "* | *" -h "* | *" --version "*) exit 0 ;; esac
 make_environment requirements.txt
 exec "$venv/bin/python" "$here/app.py" "$@"

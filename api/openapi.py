@@ -23,8 +23,8 @@ from api.teaching import ModeBody
 from api.watching import MAX_ID
 from batching.loop import BatchingLoop
 from batching.step_log import KEPT
+from config import VERSION
 
-VERSION = "0.1.0"
 DESCRIPTION = (
     'A teaching server for LLM batching. Errors are `{"error": {message, type, param, code}}`. Before a route is looked at, a '
     "request that cannot be read is a 400, 408 (too slow), 431 (its head is too large) or 503 (too much at once)."
