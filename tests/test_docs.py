@@ -100,6 +100,12 @@ def test_programs_have_the_flags_that_the_pages_show():
 
 
 @pytest.mark.thorough
+def test_the_page_of_modes_is_what_the_policies_say():
+    made = subprocess.run([sys.executable, "docs/make_modes.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+
+
+@pytest.mark.thorough
 def test_every_command_of_readme_and_docs_runs_as_it_stands():
     with suppress(OSError), socket.create_connection(("127.0.0.1", 8500), 1):
         pytest.skip("port 8500, which the pages name, is taken on this machine")

@@ -18,6 +18,11 @@ from batching.policy import Plan, Policy, RequestView, View
 
 
 class BatchLLM(Policy):
+    """Preempts: nobody.
+    Reserves: KV for prompt and longest output, when a request joins.
+    Prefix cache: used; the order of requests is made for it.
+    """
+
     def __init__(self, params: object = None) -> None:
         super().__init__(params)
         self._order: dict[RequestView, int] = {}  # places in the line, by group

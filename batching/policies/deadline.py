@@ -27,6 +27,11 @@ class DeadlineParams(Params):
 
 
 class Deadline(Static):
+    """Preempts: nobody; a request that would be late is rejected.
+    Reserves: KV for the whole rectangle, when the batch begins.
+    Prefix cache: not used: prompts run whole.
+    """
+
     Params = DeadlineParams
     variant = 0  # of the batch that runs
     level = 0  # the most accurate variant whose capacity covered the arrivals, last time

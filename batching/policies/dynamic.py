@@ -10,6 +10,11 @@ from batching.policy import Plan, Policy, RequestView, View
 
 
 class Dynamic(Policy):
+    """Preempts: the request that joined last, where KV blocks are short; it recomputes.
+    Reserves: nothing; blocks are taken as they fill.
+    Prefix cache: used.
+    """
+
     def schedule(self, view: View, now: float) -> Plan:
         plan = Plan(view)
         plan.release(*view.done)

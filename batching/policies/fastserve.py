@@ -27,6 +27,11 @@ class FastServeParams(Params):
 
 
 class FastServe(Policy):
+    """Preempts: whoever is in a lower queue, between any two steps; the preempted keep their KV while there is room.
+    Reserves: nothing.
+    Prefix cache: not used: prompts run whole.
+    """
+
     Params = FastServeParams
 
     def __init__(self, params: FastServeParams | None = None) -> None:

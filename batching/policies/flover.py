@@ -18,6 +18,11 @@ from batching.request import Lane, State
 
 
 class Flover(Policy):
+    """Preempts: nobody.
+    Reserves: KV for prompt and longest output, when a request joins.
+    Prefix cache: not used: prompts run whole.
+    """
+
     lanes = (Lane.PREFILL, Lane.MAIN)
     turns = lanes  # the lane that had its turn last comes last
     slots: tuple[RequestView, ...] = ()  # of the fused loop

@@ -4,7 +4,7 @@ While immediate requests are there, no step is to last longer than the limit on 
 first: decodes, then prompts in chunks as large as the limit allows. What the step-time model says is left goes to deferred
 requests, earliest due first (of those due together, common prefixes beside each other), each in the largest chunk that fits;
 of deferred requests that begin alike the first computes the common prefix, and the others wait until it is in the prefix cache;
-some seats and KV blocks stay free for immediate requests to come. An immediate request that lacks a seat or blocks preempts
+some slots and KV blocks stay free for immediate requests to come. An immediate request that lacks a slot or blocks preempts
 deferred ones, latest due first. Without immediate requests neither limit nor reserve applies: deferred work fills the engine
 as under `dynamic`.
 
@@ -33,10 +33,15 @@ class MixedParams(Params):
     seat_reserve: float = number(0.05, 0, 1)  # and of the sequence slots: an arrival that finds one free preempts nobody
     safety: float = number(1.5, 0, 100)  # on the predicted remaining time, before it is compared with the time left
     max_passes: int = number(100, 0, 1e9)  # requests that may join before the first deferred one in line does
-    patience_s: float = number(600, 0, 1e9)  # a deferred request that does not say when it is due is so long after its arrival
+    patience_s: float = number(600, 0, 1e9)  # a deferred request without a due time is due so long after its arrival
 
 
 class Mixed(Policy):
+    """Preempts: deferred requests, latest due first, for an immediate one that lacks a slot or blocks; they recompute.
+    Reserves: a share of slots and KV blocks for immediate requests to come.
+    Prefix cache: used.
+    """
+
     Params = MixedParams
 
     def __init__(self, params: MixedParams | None = None) -> None:

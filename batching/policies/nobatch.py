@@ -5,6 +5,11 @@ from batching.policy import Plan, Policy, View
 
 
 class NoBatch(Policy):
+    """Preempts: nobody.
+    Reserves: nothing; the one request has all memory.
+    Prefix cache: not used.
+    """
+
     def schedule(self, view: View, now: float) -> Plan:
         plan = Plan(view)
         plan.release(*view.done)

@@ -10,6 +10,11 @@ from batching.policy import Limits, Plan, Policy, RequestView, View, too_large
 
 
 class Orca(Policy):
+    """Preempts: nobody.
+    Reserves: KV for prompt and longest output, when a request joins.
+    Prefix cache: not used: prompts run whole.
+    """
+
     def refuses(self, req: RequestView, limits: Limits) -> str | None:
         return too_large(_max_tokens(req), limits)
 

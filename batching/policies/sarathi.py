@@ -24,6 +24,11 @@ class SarathiParams(Params):
 
 
 class Sarathi(Policy):
+    """Preempts: the request that joined last, unfinished prompts before decodes; it recomputes.
+    Reserves: nothing; blocks are taken as they fill.
+    Prefix cache: used.
+    """
+
     Params = SarathiParams
 
     def schedule(self, view: View, now: float) -> Plan:

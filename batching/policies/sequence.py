@@ -21,15 +21,20 @@ from batching.policy import Plan, RequestView, View
 
 @dataclass(frozen=True)
 class SequenceParams(Params):
-    predictor: str = choice("oracle", PREDICTORS)
+    predictor: str = choice("oracle", PREDICTORS)  # of output lengths; the oracle knows them
     error: float = number(0.3, 0, 10)  # of the noisy oracle: a standard deviation, relative to the length
     window: int = number(256, 1, 1e6)  # requests
     bucket: int = number(50, 1, 1e6)  # tokens: the width of a bucket of lengths
-    longest_batch: int = number(16, 1, 1e6)  # rows at least: the shortest bucket has all seats, each longer one half as many
+    longest_batch: int = number(16, 1, 1e6)  # rows at least: the shortest bucket has all slots, each longer one half as many
     batch_timeout_ms: float = number(50, 0, 6e4)  # of a window that is not full
 
 
 class SequenceScheduling(Static):
+    """Preempts: failures of the prediction, which run again in the window's last batch.
+    Reserves: KV for the whole rectangle, when a micro-batch begins.
+    Prefix cache: not used: prompts run whole.
+    """
+
     Params = SequenceParams
     window: frozenset[RequestView] = frozenset()
     end = 0  # the width at which the micro-batch ends

@@ -15,6 +15,11 @@ from batching.policy import Plan, Policy, View
 
 
 class SplitFuse(Policy):
+    """Preempts: the last one, to the tail of the queue; it recomputes.
+    Reserves: nothing, but a prompt begins only where KV for all of it is free.
+    Prefix cache: used.
+    """
+
     def schedule(self, view: View, now: float) -> Plan:
         plan = Plan(view)
         plan.release(*view.done)

@@ -21,6 +21,11 @@ class StaticParams(Params):
 
 
 class Static(Policy):
+    """Preempts: nobody.
+    Reserves: KV for the whole rectangle, when the batch begins.
+    Prefix cache: not used: prompts run whole.
+    """
+
     Params: ClassVar[type[Params]] = StaticParams
     columns = 0  # the rectangle's width so far: longest prompt + tokens generated
 
