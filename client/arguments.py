@@ -131,7 +131,7 @@ APART = (
     ("--plan-only", ("--perfetto", "--repeat"), "nothing is sent"),
 )
 NEEDED = {
-    "--results": ("--report",),
+    "--results": ("--report", "--perfetto"),
     "--rate": ("--arrivals", "--trace"),
     "--duration": ("--arrivals",),
     "--bins": ("--arrivals",),

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from batching.loop import Engine
-
 from .conftest import Gate, Server
 from .server_process import wait_for
 
@@ -170,7 +168,7 @@ def test_what_a_draining_engine_did_not_finish_goes_on_after_the_next_start(
 
 
 def test_a_batch_waits_for_its_model_when_the_server_was_started_with_another(
-    serve: Callable[..., Server], engine: Engine, gate: Gate, tmp_path: Path
+    serve: Callable[..., Server], gate: Gate, tmp_path: Path
 ) -> None:
     folder = str(tmp_path / "kept")
     first = serve("mixed", data_dir=folder)
@@ -178,13 +176,11 @@ def test_a_batch_waits_for_its_model_when_the_server_was_started_with_another(
     id = create(first, [line(f"l{i}", max_tokens=20) for i in range(60)])
     wait_for(lambda: look(first, id)["request_counts"]["completed"] > 0, PATIENCE_S, "some lines are done")
     first.stop()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engine.about, "model", "another")
-        second = serve("mixed", data_dir=folder)
-        before = look(second, id)
-        assert second.ask().status_code == 200
-        assert second.ask(num_tokens=50).status_code == 200
-        assert look(second, id) == before
-        second.stop()
+    second = serve("mixed", data_dir=folder, served_model_name=("another",))
+    before = look(second, id)
+    assert second.ask().status_code == 200
+    assert second.ask(num_tokens=50).status_code == 200
+    assert look(second, id) == before
+    second.stop()
     done = reached(serve("mixed", data_dir=folder), id, "completed")
     assert done["request_counts"] == {"total": 60, "completed": 60, "failed": 0}

@@ -162,7 +162,7 @@ def test_what_the_server_refuses_is_said_in_its_words(open_page: Callable[..., P
     page = open_page(server.url, complaints=("400",))
     page.get_by_label("output lengths").fill("5000")
     page.get_by_role("button", name="Fire").click()
-    expect(page.locator("#said")).to_contain_text("num_tokens: must be a whole number between 1 and 511")
+    expect(page.locator("#said")).to_contain_text("num_tokens: must be an integer between 1 and 511")
     expect(page.locator("#said")).to_have_class("wrong")
 
 
