@@ -25,6 +25,8 @@ timeout = 120  # the worker's main loop only accepts; a worker this silent is st
 graceful_timeout = 30
 loglevel = "warning"
 proc_name = "batchlab"
+forwarder_headers = ""  # else a client on this machine could move every route by a header
+control_socket_disable = True  # through it a second worker could be added, beside the one that has the model
 
 DRAIN_MARGIN_S = 2  # what is left for the last answers to be written
 GAVE_UP = 3  # a worker's status once it has said in a line of its own why the server cannot go on

@@ -79,7 +79,8 @@ def _is_our_page() -> bool:
     origin = request.headers.get("Origin")
     if _bearer() or (origin is None and COOKIE not in request.cookies):
         return True
-    return origin is not None and origin.partition("://")[2] == request.host
+    _, scheme, host = (origin or "").lower().partition("://")
+    return bool(scheme) and host == request.headers.get("Host", "").lower()
 
 
 def _token(key: str) -> str:

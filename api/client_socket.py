@@ -28,7 +28,8 @@ class ClientSocket(socket.socket):
         events = self._events(NO_MORE)
         if events & RESET or not events or self._answering or self._num_ahead == len(FIRST_BYTES):
             return bool(events & RESET)
-        if (now := time.monotonic()) >= self._probe_at:
+        has_room = self._events(select.POLLOUT) & select.POLLOUT  # else `send` would wait, and a live client be taken for gone
+        if has_room and (now := time.monotonic()) >= self._probe_at:
             try:
                 self.send(FIRST_BYTES[self._num_ahead : self._num_ahead + 1], socket.MSG_DONTWAIT)
             except OSError:

@@ -4,6 +4,7 @@ Knows no sockets. gunicorn's parser reads the head; the body is kept in memory, 
 handed on whole and without chunks (RFC 9112, section 7.1), as a proxy that buffers would do.
 """
 
+import contextlib
 import io
 import re
 import tempfile
@@ -20,6 +21,7 @@ MAX_DISCARDED_BYTES = 64 << 20  # of a body that is too large: a client that cou
 IN_MEMORY_BYTES = 64 << 10
 PATIENCE_S = 20.0  # from a request's first byte to the end of its head; and what a body has beyond its rate
 MIN_BYTES_PER_S = 1024  # of a body
+LONGEST_PAUSE_S = 60.0  # within a body, however fast its beginning came
 CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 STATUS: dict[type[Exception], int] = {
     errors.LimitRequestLine: 414,
@@ -47,6 +49,7 @@ class Incoming:
         self.must_close = False  # where the next request would begin is not known
         self.rest = b""
         self.since = now
+        self.deadline = now + PATIENCE_S  # by when it has to be complete, as far as is known now
         self.num_received = 0
         self.num_stored = 0  # bytes of the body that are kept
         self._config, self._address, self._number, self._limit_of = config, address, number, limit_of
@@ -60,11 +63,6 @@ class Incoming:
         self._file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
 
     @property
-    def deadline(self) -> float:
-        """By when it has to be complete, as far as is known now."""
-        return self.since + PATIENCE_S + self._size / MIN_BYTES_PER_S
-
-    @property
     def missing(self) -> str:
         """What has not come yet."""
         if self.request is None:
@@ -76,19 +74,22 @@ class Incoming:
     def feed(self, data: bytes, now: float) -> None:
         """Raises Refusal."""
         if not self.num_received:
-            self.since = now
+            self.since, self.deadline = now, now + PATIENCE_S
         self.num_received += len(data)
         if self.request is None:
             self._head += data
             data = self._read_head(now)
         if self.request is not None and not self.done:
+            before = self._size
             data = self._read_body(data)
+            self.deadline = min(self.deadline + (self._size - before) / MIN_BYTES_PER_S, now + LONGEST_PAUSE_S)
         if self.done:
             self.rest = data
 
     def close(self) -> None:
         """What was kept of the body is let go."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk: what could not be written is tried once more
+            self._file.close()
         self.num_stored = 0
 
     def _read_head(self, now: float) -> bytes:
@@ -108,6 +109,7 @@ class Incoming:
             raise Refusal(STATUS.get(type(error), 400), f"the request's head: {told}", "bad_request") from None
         reader = request.body.reader
         self.request, self.since, self._limit = request, now, self._limit_of(request)
+        self.deadline = now + PATIENCE_S
         self._chunked = isinstance(reader, ChunkedReader)
         self._expected = "size"
         self._left = reader.length if isinstance(reader, LengthReader) else 0
@@ -176,8 +178,7 @@ class Incoming:
             try:
                 self._file.write(piece)
             except OSError as error:
-                told = f"the request's body cannot be kept in {tempfile.gettempdir()}: {error.strerror}"
-                raise Refusal(507, told, "insufficient_storage") from None
+                raise _no_room(error) from None
             self.num_stored += len(piece)
         return at + len(piece)
 
@@ -190,8 +191,16 @@ class Incoming:
         if self._file.closed:
             self.request.body = io.BytesIO()
         else:
-            self._file.seek(0)
+            try:
+                self._file.seek(0)  # what is still in its buffer is written
+            except OSError as error:
+                raise _no_room(error) from None
             self.request.body = self._file
+
+
+def _no_room(error: OSError) -> Refusal:
+    told = f"the request's body cannot be kept in {tempfile.gettempdir()}: {error.strerror}"
+    return Refusal(507, told, "insufficient_storage")
 
 
 def _bad_chunk(told: str) -> Refusal:

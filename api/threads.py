@@ -39,7 +39,13 @@ class Threads:
                 self._work.append(work)
                 return
             self._count += 1
-        threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True).start()
+        except RuntimeError as error:  # the system gives no more for now: those that there are will come to it
+            log.warning("no further thread %s: %s", self._name, error)
+            with self._lock:
+                self._count -= 1
+                self._work.append(work)
 
     def _run(self, work: Callable[[], None] | None) -> None:
         while work:

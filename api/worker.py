@@ -23,7 +23,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from api import files
 from api.client_socket import ClientSocket
 from api.errors import raw_answer
-from api.incoming import MIN_BYTES_PER_S, Incoming, Refusal
+from api.incoming import IN_MEMORY_BYTES, MIN_BYTES_PER_S, Incoming, Refusal
 from api.threads import Threads
 
 # A terminal sends these to everybody who runs in it. What is to be done about them the master decides, and tells the worker.
@@ -180,9 +180,11 @@ class Worker(ThreadWorker):
         incoming = connection.incoming
         before = incoming.num_stored
         try:
-            incoming.feed(data, time.monotonic())
-            self._num_stored += incoming.num_stored - before
-            if self._num_stored > MAX_STORED_BYTES:
+            try:
+                incoming.feed(data, time.monotonic())
+            finally:
+                self._num_stored += incoming.num_stored - before
+            if self._num_stored > MAX_STORED_BYTES and incoming.num_stored > IN_MEMORY_BYTES:
                 raise Refusal(503, "more is being uploaded than this server takes at once", "overloaded")
             if incoming.expects_continue:
                 incoming.request._expected_100_continue = False

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from api.incoming import MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, PATIENCE_S, Incoming, Refusal
+from api.incoming import IN_MEMORY_BYTES, LONGEST_PAUSE_S, MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, PATIENCE_S, Incoming, Refusal
 
 LIMIT = 1000
 HEAD = b"POST /inference HTTP/1.1\r\nHost: localhost\r\n"
@@ -116,3 +116,29 @@ def test_a_body_has_the_time_that_its_bytes_need_at_the_slowest_rate() -> None:
     request.feed(b"x" * 10_240, 60.0)
     assert request.deadline == 50 + PATIENCE_S + 10
     assert "10240 bytes have come instead of 100000" in request.missing
+
+
+def test_what_came_fast_buys_no_hours_of_silence() -> None:
+    request = incoming(limit=1 << 30)
+    request.feed(HEAD + b"Content-Length: 100000000\r\n\r\n", 50.0)
+    request.feed(b"x" * 50_000_000, 52.0)
+    assert request.deadline == 52 + LONGEST_PAUSE_S
+
+
+@pytest.mark.parametrize("fails", ["seek", "write"])
+def test_a_full_disk_is_a_507_and_what_cannot_be_written_is_let_go(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a buffered file: what a full disk did not take is tried again when the file is closed, and fails again."""
+    request = incoming(limit=1 << 30)
+    request.feed(HEAD + b"Content-Length: 200000\r\n\r\n" + b"x" * (IN_MEMORY_BYTES + 1), 0.0)
+
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    file = request._file
+    for name in (fails, "close"):
+        monkeypatch.setattr(file, name, full)
+    with pytest.raises(Refusal, match="No space left") as refused:
+        request.feed(b"x" * 200_000, 1.0)
+    assert refused.value.status == 507
+    request.close()
+    assert request.num_stored == 0

@@ -59,3 +59,18 @@ def test_work_that_raises_ends_no_thread(caplog: pytest.LogCaptureFixture) -> No
     threads.submit(done.set)
     assert done.wait(PATIENCE_S)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_where_the_system_gives_no_more_threads_those_that_there_are_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, may_end, done = Threads("few", 9), threading.Event(), threading.Event()
+    threads.submit(lambda: may_end.wait(PATIENCE_S))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        threads.submit(done.set)
+    assert not done.is_set()
+    may_end.set()
+    assert done.wait(PATIENCE_S)
