@@ -99,6 +99,7 @@ class Plan:
     def _grant(self, req: RequestView, row: Row, budget: int, reserve: int) -> int:
         """Take what `row` needs, or nothing. Returns its tokens."""
         self._columns(req, reserve)
+        self._rule(type(row.count) is int, "a token budget is a whole number", req)
         request, shared = row.req, row.shared or ()
         columns = max(row.start + row.count + row.pad, row.span, reserve)
         blocks = max(0, blocks_for(columns, self._block_size) - len(request.blocks)) - len(shared)
@@ -153,7 +154,7 @@ class Plan:
         self._columns(req, span)
         held = len(request.blocks) * self._block_size
         self._rule(max(span, request.num_computed + 1) <= held, "padding needs a block", req)
-        if not self.whole_budget:
+        if self.whole_budget < 1:
             return False
         self._spend(1)
         self._rows[req] = Row(request, request.num_computed, 0, 1, span, False)

@@ -17,8 +17,10 @@ class Policy:
     Params: ClassVar[type[Params]] = Params
     lanes: ClassVar[tuple[Lane, ...]] = (Lane.MAIN,)  # for which it plans steps; asked when one of them is not busy
 
+    params: Any = Params()  # of a class whose `__init__` forgets this one's
+
     def __init__(self, params: Any = None) -> None:
-        self.params: Any = self.Params() if params is None else params
+        self.params = self.Params() if params is None else params
 
     def refuses(self, req: RequestView, limits: Limits) -> str | None:
         """Why `req` could never run even in an empty engine, or None. Asked at submission."""

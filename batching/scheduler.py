@@ -119,7 +119,7 @@ class Scheduler:
         plan = self._ask(lambda: self.policy.schedule(view, now))
         if type(plan) is not Plan:
             raise PlanError("a policy returns the plan that it filled", f"not {type(plan).__name__}")
-        plan.check(view)
+        Plan.check(plan, view)  # not what a policy may have put into the instance
         self._own(plan, view)
         self._progress(plan, now)
         self.plan = plan

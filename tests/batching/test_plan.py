@@ -155,6 +155,13 @@ def test_a_request_that_a_policy_sees_cannot_be_written(name: str):
         delattr(req, name)
 
 
+def test_half_a_token_breaks_a_rule():
+    (req,) = waiting("a")
+    plan = Plan(view_of(req), budget=4.5)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="a token budget is a whole number"):
+        plan.run(req)
+
+
 def test_a_policy_cannot_teach_the_step_time_model():
     learned = StepTime()
     for _ in range(20):
