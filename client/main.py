@@ -84,6 +84,8 @@ def report_again(args: argparse.Namespace) -> int:
     if args.report:
         _make_folder(args.report)
     print(f"{about}\n{stream.plan.made}\n\n{table(stream.runs, args.goodput)}\n")
+    for line in warnings(stream.runs):
+        print(f"warning: {line}")
     if args.perfetto:
         print(_write_trace(args.perfetto, [stream], about))
     if not args.report:

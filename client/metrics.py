@@ -58,8 +58,13 @@ def _latency(answer: Answer, name: str) -> float | None:
 
 
 def meets(answer: Answer, limits: Mapping[str, float]) -> bool:
-    """Whether it keeps every limit. One that has no such figure, as a single token has no TPOT, cannot break it."""
-    return all((_latency(answer, name) or 0.0) <= limit for name, limit in limits.items())
+    """Whether it keeps every limit. A single token has no TPOT, and cannot break one; what else is unknown is not kept."""
+
+    def keeps(name: str, limit: float) -> bool:
+        value = _latency(answer, name)
+        return name == "tpot" and answer.tokens <= 1 if value is None else value <= limit
+
+    return all(keeps(name, limit) for name, limit in limits.items())
 
 
 def lag(run: ModeRun) -> Distribution:

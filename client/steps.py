@@ -34,7 +34,7 @@ class StepLog:
 
     async def skip(self) -> None:
         """Past what was before."""
-        while await self._page():
+        while len(await self._page()) == PAGE:  # a shorter one was the last, however busy the engine is
             pass
 
     async def follow(self, run: ModeRun, start: float, over: asyncio.Event) -> None:
@@ -47,9 +47,11 @@ class StepLog:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(over.wait(), POLL_S)
                 last = over.is_set()
-                while page := await self._page():
+                more = True
+                while more and (page := await self._page()):
                     records += page
                     ahead_s = min(ahead_s, time.perf_counter() - start - page[-1]["end"])
+                    more = len(page) == PAGE
         except ClientError:
             pass  # the server is gone or busy: the requests say so
         finally:

@@ -88,7 +88,7 @@ def load(folder: Path, config: GPTConfig, dtype: torch.dtype, device: torch.devi
             factor = config.query_factor(int(name.split(".")[1])) if "c_attn" in name else 1.0
             if factor != 1:  # attention divides by the root of the head size; any other scale is the queries' from here on
                 tensor = torch.cat((tensor[: config.n_embd].float() * factor, tensor[config.n_embd :].float()))
-            if name == HEAD and torch.equal(tensor, _read(weights, names["wte.weight"], parameter.shape)):
+            if name == HEAD and torch.equal(tensor.float(), _read(weights, names["wte.weight"], parameter.shape).float()):
                 continue
             state[name] = torch.empty(parameter.shape, dtype=dtype, device=device).copy_(tensor)  # the file may change
         elif name == HEAD:
