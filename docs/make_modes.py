@@ -29,7 +29,8 @@ HEAD = """# The modes
 
 Made from the policies by `docs/make_modes.py`; edit [their files](../batching/policies), not this page. "Dynamic" here is what most of the field calls
 *continuous* batching. What Triton Inference Server and TF Serving call dynamic batching (collect until a size or a time-out, then run) is
-`static` here. Words like slot, step and TTFT stand in the [glossary](glossary.md).
+`static` here. Terms are defined in the [glossary](glossary.md). New here? Read `nobatch`,
+`static`, `orca` and `dynamic` first.
 
 | mode | preempts | reserves | prefix cache |
 |---|---|---|---|
@@ -40,8 +41,8 @@ PICTURE = """
 Each panel is one workload in virtual time, so that it does not depend on the machine (`python -m teaching.examples.schemes --out DIR` draws it
 and prints the figures).
 
-Below, each mode stands beside the one it is best understood against, on the same requests, in virtual time. `gpt2-medium` stands for the step times of
-gpt2-medium on two cores of an AMD EPYC, so seconds are a laptop's. `--policy A,B` takes any of the modes.
+Below, each mode is compared with the most instructive alternative, on the same requests, in virtual time. `gpt2-medium` stands for the step times of
+gpt2-medium on two cores of an AMD EPYC: expect a processor's speeds, not a GPU's. `--policy A,B` takes any of the modes.
 
 On the server the iteration-level modes look alike unless slots or memory are short. With four slots `mixed` answers the immediate
 requests before the deferred ones, and `fastserve` gives everybody a first token early:
@@ -62,7 +63,7 @@ SEE = {  # what to run, and what to look at
     ),
     "static": (
         "--policy static,dynamic --requests 200 --rate 2 --prompt 16-128 --output 8-128",
-        "Much of what it computes is padding, nobody is answered before the batch has ended, and who comes too late waits for the next one.",
+        "Much of what it computes is padding, nobody is answered before the batch has ended, and late arrivals wait for the next batch.",
     ),
     "orca": (
         "--policy orca,dynamic --requests 200 --rate 3 --prompt 16-128 --output 8-256 --limit num_blocks=64",
@@ -70,12 +71,13 @@ SEE = {  # what to run, and what to look at
     ),
     "dynamic": (
         "--policy orca,dynamic --requests 200 --rate 3 --prompt 16-128 --output 8-256 --limit num_blocks=32",
-        "The price of reserving nothing: preemptions, each of which computes a request again. Here it pays all the same; where prompts are "
-        "long it does not, see `splitfuse`.",
+        "Without reservation requests are preempted and recomputed. Here it still pays off; with long prompts and little memory it does not, see "
+        "`splitfuse`.",
     ),
     "mixed": (
         "--policy dynamic,mixed --requests 200 --rate 1.5 --deferred 0.5 --prompt 16-512 --output 8-128 --limit max_batch_size=8",
-        "Immediate requests get their first token in half the time, at the cost of deferred ones.",
+        "Immediate requests get their first token in half the time, at the cost of deferred ones. (The limit between tokens is this engine's own, "
+        "0.63 s; batch size and preemptions are of the whole mode.)",
     ),
     "sarathi": (
         f"--policy orca,sarathi {LONG_PROMPTS} --policy-arg tbt_slo_ms=300",
@@ -101,12 +103,12 @@ SEE = {  # what to run, and what to look at
     ),
     "batchllm": (
         "--policy dynamic,batchllm --requests 200 --rate inf --prompt 64 --output 8-64 --limit num_blocks=128",
-        "These requests share no prefixes: what it does without them is to admit nobody who might have to be preempted. With shared prefixes, "
-        "`python -m teaching.examples.prefix`.",
+        "These requests share no prefixes, so the difference comes from admission alone: a request joins only if that can never need a "
+        "preemption. With shared prefixes: `python -m teaching.examples.prefix`.",
     ),
     "deadline": (
         "--policy static,deadline --requests 400 --rate 3 --prompt 16-128 --output 8-64 --policy-arg deadline_ms=6000",
-        "Who cannot be served in time is rejected at once (`errors`), and the others are in time. The choice among model variants: [ceng523](ceng523.md).",
+        "Requests that cannot meet their deadline are rejected at once (`errors`); the rest meet it. The choice among model variants: [ceng523](ceng523.md).",
     ),
 }
 COLUMNS = (

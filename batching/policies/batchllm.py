@@ -20,7 +20,7 @@ from batching.policy import Plan, Policy, RequestView, View
 class BatchLLM(Policy):
     """Preempts: nobody.
     Reserves: KV for prompt and longest output, when a request joins.
-    Prefix cache: used; the order of requests is made for it.
+    Prefix cache: used; requests that share a prefix run together.
     """
 
     def __init__(self, params: object = None) -> None:

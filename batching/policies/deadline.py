@@ -21,7 +21,7 @@ LONG_GAP = 3.0  # in mean gaps between arrivals: with Poisson arrivals one in tw
 
 @dataclass(frozen=True)
 class DeadlineParams(Params):
-    deadline_ms: float = number(10_000, 1, 3.6e6)  # from arrival, for immediate requests that bring none
+    deadline_ms: float = number(10_000, 1, 3.6e6)  # default deadline from arrival, for immediate requests without one
     window_s: float = number(5, 0.01, 3600)  # over which the arrival rate is estimated
     hysteresis: float = number(0.1, 0, 0.9)  # share of its capacity to spare before a more accurate variant comes back
 

@@ -1,7 +1,7 @@
 """Dynamic batching as the LLM field means it: continuous, iteration-level (Orca), with paged KV (Kwon et al. 2023), chunked
 prefill under a token budget (Sarathi-Serve) and recompute preemption. The rule is that of vLLM's V1 scheduler.
 
-What the prefix cache holds of a request is not computed again; nobody waits until it comes to hold something (see `batchllm`).
+Cached prefixes are not recomputed, but no request waits for a prefix that another is still computing (see `batchllm`).
 
 Left out: swapping, priorities (see `mixed`).
 """

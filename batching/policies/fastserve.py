@@ -1,10 +1,10 @@
 """Preemption between any two iterations by a skip-join multi-level feedback queue: FastServe (Wu et al. 2023, arXiv 2305.05920,
 sections 4.1 and 4.2). The queue itself is `support/feedback_queue.py`.
 
-Nobody knows how long an output will be, so short jobs are found by trial: queue k grants `base_ms * 2^k` of running time, who
-has used that up goes one queue down, and higher queues run first. A request skips the queues whose quantum is shorter than its
-prefill; who has waited longer than `alpha_s` returns to queue 0. The preempted keep their KV blocks and go on where they were.
-Where blocks are short, somebody behind loses them and recomputes: whoever is estimated to run again last.
+Output lengths are unknown, so short jobs are found by trial: queue k grants `base_ms * 2^k` of running time, a request that
+exhausts its quantum is demoted one queue, and higher queues run first. A request skips the queues whose quantum is shorter than
+its prefill; one that has waited longer than `alpha_s` returns to queue 0. Preempted requests keep their KV blocks and go on
+where they were. Where blocks are short, the request expected to resume last loses its blocks and recomputes.
 
 Left out: proactive swapping, which moves such KV to host memory instead and back in time; pipeline parallelism. Whole prompts
 run in one iteration, as in Orca.
@@ -23,11 +23,11 @@ from batching.step_time import Load
 @dataclass(frozen=True)
 class FastServeParams(Params):
     base_ms: float = number(10, 0.01, 3.6e6)  # the quantum of queue 0
-    alpha_s: float = number(10, 0, 1e9)  # who has waited longer returns to it
+    alpha_s: float = number(10, 0, 1e9)  # a request that has waited longer returns to it
 
 
 class FastServe(Policy):
-    """Preempts: whoever is in a lower queue, between any two steps; the preempted keep their KV while there is room.
+    """Preempts: whoever is behind in the queues, between any two steps; the preempted keep their KV while there is room.
     Reserves: nothing.
     Prefix cache: not used: prompts run whole.
     """

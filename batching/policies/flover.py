@@ -1,7 +1,7 @@
 """Temporal fusion: Flover (Yao et al., HiPC 2023, arXiv 2305.13484).
 
 Prompts have a lane of their own, and all decodes are fused into one loop that never stops for a prompt: a step holds prefills
-only or decodes only. Who has been prefilled joins the loop in the next free slot. Slots are contiguous, since the paper's
+only or decodes only. After its prefill a request joins the loop in the next free slot. Slots are contiguous, since the paper's
 kernels read one buffer: when requests end, the last ones move into the holes. KV memory is reserved for the longest output.
 
 Where lanes compute side by side (in virtual time with `Limits(lanes=2)`) a prompt delays no decode; on the real engine they

@@ -9,9 +9,9 @@ deferred ones, latest due first. Without immediate requests neither limit nor re
 as under `dynamic`.
 
 Nobody starves: a deferred request that is due no later than it can be finished (times a safety factor) becomes immediate, and
-so does the first in line when `max_passes` requests have joined the batch while all deferred work was passed over. It takes its
-place by its arrival. So under overload one of `max_passes + 1` requests that join is a deferred one, on a fast engine as on a
-slow one, and the nth in line waits n times for the time in which the slots take in so many requests, plus one, at most.
+so does the first in line when `max_passes` requests have joined the batch while all deferred work was passed over. It then
+queues by its arrival. So under overload at least one in `max_passes + 1` admissions is a deferred request, on a fast engine as
+on a slow one, and the nth deferred request in line waits for at most n times `max_passes + 1` admissions.
 
 Left out: swapping instead of recomputing (ConServe's checkpoints), preemption inside a step.
 """
@@ -30,14 +30,17 @@ from batching.request import Priority
 class MixedParams(Params):
     tbt_slo_ms: float = number(0, 0, 3.6e6)  # limit on the time between tokens; 0: the engine's own, measured when it started
     kv_reserve: float = number(0.05, 0, 1)  # share of the KV blocks that deferred work leaves free
-    seat_reserve: float = number(0.05, 0, 1)  # and of the sequence slots: an arrival that finds one free preempts nobody
+    seat_reserve: float = number(0.05, 0, 1)  # share of the slots kept free for immediate arrivals, which then preempt nobody
     safety: float = number(1.5, 0, 100)  # on the predicted remaining time, before it is compared with the time left
-    max_passes: int = number(100, 0, 1e9)  # requests that may join before the first deferred one in line does
-    patience_s: float = number(600, 0, 1e9)  # a deferred request without a due time is due so long after its arrival
+    max_passes: int = number(
+        100, 0, 1e9
+    )  # requests that may join, all deferred work passed over, before the first in line rises
+    patience_s: float = number(600, 0, 1e9)  # a deferred request without a due time is due this many seconds after arrival
 
 
 class Mixed(Policy):
-    """Preempts: deferred requests, latest due first, for an immediate one that lacks a slot or blocks; they recompute.
+    """Preempts: deferred requests, latest due first, for an immediate one that lacks a slot or blocks; of equals the one
+    ranked last, where blocks are short. They recompute.
     Reserves: a share of slots and KV blocks for immediate requests to come.
     Prefix cache: used.
     """

@@ -2,8 +2,8 @@
 
 Predicts how long the answers of a window of requests will be (the paper's groups of 256), and sorts the window by it. From its
 short end micro-batches are cut: requests whose predictions fall into one bucket, the more of them the shorter the bucket. Each
-runs as a rectangle, really padded as under `static`, that ends at its bucket's length at the latest. Who has not finished by
-then was predicted too short, and has failed; the failures of a window run again in a last batch.
+runs as a rectangle, really padded as under `static`, that ends at its bucket's length at the latest. Requests unfinished by
+then were predicted too short and count as failures; the failures of a window run again in a last batch.
 
 Left out: the language model as its own predictor (section 3; support/predictors.py has what there is instead). A failure goes
 on from the text that it has, computed as part of its prompt, where the paper generates all of it anew. A remainder that fills
@@ -21,7 +21,7 @@ from batching.policy import Plan, RequestView, View
 
 @dataclass(frozen=True)
 class SequenceParams(Params):
-    predictor: str = choice("oracle", PREDICTORS)  # of output lengths; the oracle knows them
+    predictor: str = choice("oracle", PREDICTORS)  # of output lengths; `oracle` is given the true ones
     error: float = number(0.3, 0, 10)  # of the noisy oracle: a standard deviation, relative to the length
     window: int = number(256, 1, 1e6)  # requests
     bucket: int = number(50, 1, 1e6)  # tokens: the width of a bucket of lengths

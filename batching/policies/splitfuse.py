@@ -1,11 +1,11 @@
 """Dynamic SplitFuse: DeepSpeed-FastGen (Holmes et al. 2024, arXiv 2401.08671, section 3; the scheduler is in DeepSpeed-MII).
 
-A long prompt is split over several forward passes and short ones are composed, so that every forward has exactly `token_budget`
-tokens as long as there is a backlog: a device's throughput saturates at some number of tokens, and steps of one size are steps
-of one duration. Generated tokens go first. The choice of tokens is that of `sarathi` and `dynamic` on simple input; memory is
+A long prompt is split over several forward passes and short ones are combined, so that every forward has exactly `token_budget`
+tokens as long as there is a backlog: a device's throughput saturates at some number of tokens, and steps of equal size take
+equal time. Generated tokens go first. The choice of tokens is that of `sarathi` and `dynamic` on simple input; memory is
 treated differently. A prompt is begun only if the KV blocks for all of it are free, so that none stays half computed for want
-of memory. Where a generating request finds no block, the last one goes, to the tail of the queue: it comes back as a prompt
-made of its prompt and what it had generated, behind those that waited longer for their first token.
+of memory. Where a generating request finds no block, the one admitted last is preempted to the tail of the queue, and later
+prefills its prompt and generated tokens again, behind those that waited longer for their first token.
 
 Left out: tensor parallelism, load balancing between replicas.
 """
