@@ -84,11 +84,15 @@ def run(case: Case, attention: Attention) -> list[torch.Tensor]:
     return case.real(attention(case.q, case.k, case.v, case.k_cache, case.v_cache, case.batch))
 
 
+USUAL_PEAK = 6.0  # of what is drawn; rounding errors grow with the values, and now and then a draw has one of 8 or 9
+
+
 def check(case: Case, attention: Attention, tolerance: float = 1e-4) -> None:
     expected = case.reference()
     for share, actual, wanted in zip(case.shares, run(case, attention), expected, strict=True):
         assert actual.shape == wanted.shape
-        assert (actual - wanted).abs().le(tolerance).all(), share  # also false for NaN
+        bound = tolerance * max(1.0, float(wanted.abs().max()) / USUAL_PEAK)
+        assert (actual - wanted).abs().le(bound).all(), share  # also false for NaN
 
 
 @ALL
