@@ -10,8 +10,8 @@ as under `dynamic`.
 
 Nobody starves: a deferred request that is due no later than it can be finished (times a safety factor) becomes immediate, and
 so does the first in line when `max_passes` requests have joined the batch while all deferred work was passed over. It then
-queues by its arrival. So under overload at least one in `max_passes + 1` admissions is a deferred request, on a fast engine as
-on a slow one, and the nth deferred request in line waits for at most n times `max_passes + 1` admissions.
+queues by its arrival. So while the same request stays first in line, at most `max_passes` requests join before it rises, on a
+fast engine as on a slow one; a new first in line begins the count anew.
 
 Left out: swapping instead of recomputing (ConServe's checkpoints), preemption inside a step.
 """
